@@ -1,0 +1,222 @@
+"""Trains the demo models that ship with meshnode, on a CPU, from text that it makes up itself.
+
+    python bench/train_demo.py                 trains draft and target, exports both and the held-out questions
+    python bench/train_demo.py --engine PATH   also scores them with that llama-server and records the scores
+    python bench/train_demo.py --write-heldout writes the held-out questions only
+
+Needs torch, numpy and gguf. An interrupted run continues from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+from demo.batches import make_batch
+from demo.corpus import chat_text, held_out_questions, random_chat
+from demo.export import export
+from demo.network import Network, Shape
+from demo.scoring import score
+from demo.tokenizer import Tokenizer, learn_merges, number_merges
+from torch import Tensor, nn
+from torch.nn import functional
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ROOT / "meshnode" / "models" / "demo"
+HELD_OUT = ROOT / "tests" / "models" / "data" / "demo_heldout.json"
+CHECKPOINTS = ROOT / "bench" / "checkpoints"
+LEARNED_MERGES = 600
+WARM_UP = 40
+PLAIN_SHARE = 0.3  # AdamW learns at this share of the rate of Muon
+DECAY_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one of the two networks is trained."""
+
+    name: str
+    layers: int
+    width: int
+    heads: int
+    key_value_heads: int
+    hidden: int
+    steps: int
+    rate: float
+    rows: int
+    length: int = 768
+
+    def shape(self, vocabulary: int) -> Shape:
+        return Shape(self.layers, self.width, self.heads, self.key_value_heads, self.hidden, vocabulary)
+
+
+PLANS = (
+    Plan("draft", layers=2, width=128, heads=4, key_value_heads=2, hidden=384, steps=1000, rate=1e-2, rows=10),
+    Plan("target", layers=12, width=192, heads=3, key_value_heads=1, hidden=512, steps=1500, rate=1.5e-2, rows=10),
+)
+
+
+def make_tokenizer(seed: int) -> Tokenizer:
+    random = Random(seed)
+    texts = [chat_text(random_chat(random)) for _ in range(6000)]
+    return Tokenizer(number_merges() + learn_merges(texts, LEARNED_MERGES))
+
+
+def make_optimizers(network: Network, rate: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else."""
+    matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]
+    others = [weight for weight in network.parameters() if not any(weight is matrix for matrix in matrices)]
+    return [
+        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=rate * PLAIN_SHARE, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def rate_share(step: int, steps: int) -> float:
+    """Warm up, stay, then fall linearly to nothing."""
+    decay = int(steps * DECAY_SHARE)
+    return min((step + 1) / WARM_UP, 1.0, max(steps - step, 1) / decay)
+
+
+class Training:
+    """The state of one network in training, with its checkpoint."""
+
+    def __init__(self, plan: Plan, tokenizer: Tokenizer, options: argparse.Namespace) -> None:
+        self.plan = plan
+        self.tokenizer = tokenizer
+        self.options = options
+        torch.manual_seed(options.seed)
+        self.network = Network(plan.shape(len(tokenizer.tokens)))
+        self.network.place_numbers(tokenizer)
+        self.optimizers = make_optimizers(self.network, plan.rate)
+        self.hidden_states: nn.Module = torch.compile(self.network) if options.compile else self.network
+        self.checkpoint = options.checkpoints / f"{plan.name}.pt"
+        self.step = 0
+        self.seconds = 0.0
+        if self.checkpoint.exists():
+            self.restore()
+
+    def restore(self) -> None:
+        state = torch.load(self.checkpoint)
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.network.load_state_dict(state["network"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+
+    def save(self) -> None:
+        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.checkpoint.with_suffix(".partial")
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "network": self.network.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        torch.save(state, partial)
+        partial.replace(self.checkpoint)
+        export(self.network, self.tokenizer, MODELS / f"{self.plan.name}.gguf", name=f"demo {self.plan.name}")
+
+    def run(self) -> None:
+        started = time.monotonic() - self.seconds
+        while self.step < self.plan.steps:
+            loss, correct = self.advance()
+            self.step += 1
+            self.seconds = time.monotonic() - started
+            if self.step % 20 == 0:
+                print(f"{self.plan.name} {self.step} loss {loss:.4f} correct {correct:.4f} {self.seconds:.0f} s", flush=True)
+            if self.step % self.options.save_every == 0 or self.step == self.plan.steps:
+                self.save()
+
+    def advance(self) -> tuple[float, float]:
+        """Take one step; return the loss and the share of places that were predicted correctly."""
+        random = Random(f"{self.options.seed} {self.plan.name} {self.step}")
+        batch = make_batch(self.tokenizer, random, rows=self.plan.rows, length=self.plan.length)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = self.hidden_states(batch.tokens, batch.positions)
+            logits = self.network.output(hidden.flatten(0, 1)[batch.chosen]).float()
+        losses: Tensor = functional.cross_entropy(logits, batch.wanted, reduction="none")
+        loss = (losses * batch.weights).sum() / batch.weights.sum()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
+        share = rate_share(self.step, self.plan.steps)
+        for optimizer, rate in zip(self.optimizers, (self.plan.rate, self.plan.rate * PLAIN_SHARE), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * share
+            optimizer.step()
+            optimizer.zero_grad()
+        correct = (logits.argmax(-1) == batch.wanted).float().mean()
+        return loss.item(), correct.item()
+
+
+def write_held_out(seed: int) -> None:
+    HELD_OUT.parent.mkdir(parents=True, exist_ok=True)
+    HELD_OUT.write_text(json.dumps(held_out_questions(seed), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def describe(name: str) -> dict[str, object]:
+    data = (MODELS / f"{name}.gguf").read_bytes()
+    return {"file": f"{name}.gguf", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def write_description(trainings: list[Training], options: argparse.Namespace) -> None:
+    """Write demo.json: what the files are, how they were made and how well they answer."""
+    description: dict[str, object] = {
+        "name": "demo",
+        "licence": "MIT",
+        "command": "python bench/train_demo.py" + (f" --engine {options.engine.name}" if options.engine else ""),
+        "seed": options.seed,
+        "torch": torch.__version__,
+    }
+    for training in trainings:
+        plan = training.plan
+        description[plan.name] = describe(plan.name) | {
+            "layers": plan.layers,
+            "width": plan.width,
+            "parameters": sum(weight.numel() for weight in training.network.parameters()),
+            "steps": training.step,
+            "tokens": training.step * plan.rows * plan.length,
+            "training_seconds": round(training.seconds),
+        }
+    if options.engine:
+        questions = json.loads(HELD_OUT.read_text(encoding="utf-8"))
+        description["scores"] = score(options.engine, MODELS, questions, trainings[0].tokenizer)
+    text = json.dumps(description, indent=2)
+    (MODELS / "demo.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--save-every", type=int, default=200, help="steps between two checkpoints")
+    parser.add_argument("--checkpoints", type=Path, default=CHECKPOINTS)
+    parser.add_argument("--engine", type=Path, help="llama-server to score the models with")
+    parser.add_argument("--compile", action="store_true", help="compile the network first (needs a C++ compiler)")
+    parser.add_argument("--write-heldout", action="store_true", help="write the held-out questions and stop")
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = parse_options()
+    write_held_out(options.seed)
+    if options.write_heldout:
+        return
+    torch.set_num_threads(options.threads)
+    tokenizer = make_tokenizer(options.seed)
+    trainings = []
+    for plan in PLANS:
+        training = Training(plan, tokenizer, options)
+        training.run()
+        trainings.append(training)
+    write_description(trainings, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The HTTP gateway: OpenAI and Anthropic endpoints forwarded to llama-server, and the node's control API."""

@@ -1,0 +1,127 @@
+"""The answer to one caller on its way out: a head once, then pieces, with a sign of life while nothing comes.
+
+Only this object sends, so that a heartbeat can never fall between two pieces of one event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from meshnode.api.dialects import Dialect, error_body, error_event, error_headers
+from meshnode.errors import MeshnodeError
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+PING = b": ping\n\n"
+SSE_HEADERS = {
+    "content-type": "text/event-stream",
+    "cache-control": "no-cache",
+    "x-accel-buffering": "no",
+}
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+TAIL_BYTES = 2048
+"""How much of a stream is remembered: its last events, where llama-server reports the token counts."""
+
+
+class Answer:
+    """Sends status, headers and body. `first_byte_at` and `tail` are kept for the log and the metrics."""
+
+    def __init__(self, send: Send, *, dialect: Dialect, headers: Mapping[str, str], request_id: str) -> None:
+        self._send = send
+        self._headers = headers
+        self._finished = False
+        self._last_sent = time.monotonic()
+        self._writing = False
+        self._heartbeat: asyncio.TimerHandle | None = None
+        self._pings: set[asyncio.Task[None]] = set()
+        self.dialect = dialect
+        self.request_id = request_id
+        self.status = 0
+        self.first_byte_at: float | None = None
+        self.tail = b""
+
+    @property
+    def started(self) -> bool:
+        """The status has been sent and cannot be changed any more."""
+        return self.status != 0
+
+    async def start(self, status: int, headers: Mapping[str, str]) -> None:
+        """Send the head."""
+        self.status = status
+        pairs = [
+            (name.encode("latin-1"), value.encode("latin-1")) for name, value in {**headers, **self._headers}.items()
+        ]
+        await self._send({"type": "http.response.start", "status": status, "headers": pairs})
+
+    async def write(self, piece: bytes) -> None:
+        """Send a piece of the body; waits while the caller is slower than the model."""
+        if self.first_byte_at is None:
+            self.first_byte_at = time.monotonic()
+        self.tail = piece[-TAIL_BYTES:] if len(piece) >= TAIL_BYTES else (self.tail + piece)[-TAIL_BYTES:]
+        await self._write(piece)
+
+    async def _write(self, piece: bytes) -> None:
+        self._writing = True
+        try:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        finally:
+            self._writing = False
+            self._last_sent = time.monotonic()
+
+    async def finish(self) -> None:
+        """End the body."""
+        if not self._finished:
+            self._finished = True
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def whole(self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Send a complete answer at once."""
+        await self.start(status, {"content-type": content_type, "content-length": str(len(body)), **headers})
+        self.first_byte_at = self.first_byte_at or time.monotonic()
+        self._finished = True
+        await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def json(self, status: int, value: object, headers: Mapping[str, str] = NO_HEADERS) -> None:
+        """Send a complete JSON answer."""
+        await self.whole(status, json.dumps(value, ensure_ascii=False).encode(), "application/json", headers)
+
+    async def fail(self, error: MeshnodeError) -> None:
+        """Report an error in the caller's dialect: as the answer, or as the last event of a stream that has begun."""
+        if not self.started:
+            await self.json(error.http_status, error_body(error, self.dialect, self.request_id), error_headers(error))
+        elif not self._finished:
+            await self._write(error_event(error, self.dialect, self.request_id))
+            await self.finish()
+
+    # --- signs of life --------------------------------------------------------------------------------------
+
+    def start_heartbeat(self, interval_s: float) -> None:
+        """Send an SSE comment whenever the stream was silent for `interval_s`; begins the answer if need be."""
+        loop = asyncio.get_running_loop()
+
+        def beat() -> None:
+            self._heartbeat = loop.call_later(interval_s, beat)
+            silent = time.monotonic() - self._last_sent >= interval_s * 0.9
+            between_events = not self.tail or self.tail.endswith(b"\n\n")
+            if silent and between_events and not self._writing and not self._finished:
+                task = loop.create_task(self._ping())
+                self._pings.add(task)
+                task.add_done_callback(self._pings.discard)
+
+        self._heartbeat = loop.call_later(interval_s, beat)
+
+    async def _ping(self) -> None:
+        if not self.started:
+            await self.start(200, SSE_HEADERS)
+        await self._write(PING)
+
+    def stop_heartbeat(self) -> None:
+        """No more comments."""
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None

@@ -1,0 +1,169 @@
+"""The HTTP listener: uvicorn with bounds on what an unauthenticated peer may hold.
+
+llhttp, which uvicorn uses for parsing, refuses ambiguous framing (two lengths, `Transfer-Encoding` together with
+`Content-Length`: RFC 9112, 6.1) but sets no limit on the size of a head or on the time it may take. Both are set
+here, so that slow or endless heads cost one file descriptor for a few seconds and nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from asyncio import TimerHandle
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from meshnode.errors import PortInUse
+
+MAX_HEAD_BYTES = 64 << 10
+"""nginx allows 32 KiB by default, node.js 16, Apache about 100 KiB."""
+HEAD_TIMEOUT_S = 20
+KEEP_ALIVE_S = 75
+"""Longer than the pools of common clients keep a connection (5-60 s), so that they close first."""
+BACKLOG = 1024
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a limit on the size of a request head and on the time until it is complete."""
+
+    _head_bytes = 0
+    _too_large = False
+    _head_timer: TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._start_head_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_head_timer()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        self._head_bytes = 0
+        if self._head_timer is None:
+            self._start_head_timer()
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count(len(name) + len(value) + 4)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_head_timer()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        status, text = (431, "The head of the request is too large") if self._too_large else (400, "Not valid HTTP")
+        self._refuse(status, text)
+
+    def _count(self, size_bytes: int) -> None:
+        self._head_bytes += size_bytes
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._too_large = True
+            raise ValueError("head too large")  # ends the parser; data_received then calls send_400_response
+
+    def _refuse(self, status: int, text: str) -> None:
+        if self.transport.is_closing():
+            return
+        body = json.dumps({"error": {"message": text, "type": "invalid_request_error", "code": "bad_request"}}).encode()
+        head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[status] + head.encode() + body)
+        self.transport.close()
+
+    def _start_head_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)
+
+    def _stop_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_timed_out(self) -> None:
+        self._head_timer = None
+        self._refuse(408, "The head of the request did not arrive in time")
+
+
+class HttpServer(uvicorn.Server):
+    """A uvicorn server that leaves the signals of the process to the node."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=BoundedProtocol,
+                ws="none",
+                lifespan="off",
+                loop="none",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                backlog=BACKLOG,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self, *, now: bool = False) -> None:
+        """Stop accepting, let running answers finish; with `now` cut them."""
+        self.should_exit = True
+        self.force_exit = self.force_exit or now
+        if now:
+            for task in list(self.server_state.tasks):
+                task.cancel()
+
+
+def listen(port: int, *, public: bool, purpose: str) -> list[socket.socket]:
+    """Bind the port on IPv4 and, where there is one, IPv6: on loopback, or on every address if `public`.
+
+    `localhost` means either family, so both are needed. Raises PortInUse with a hint at who holds the port.
+    """
+    hosts = [(socket.AF_INET, "0.0.0.0" if public else "127.0.0.1"), (socket.AF_INET6, "::" if public else "::1")]
+    sockets: list[socket.socket] = []
+    for family, host in hosts:
+        try:
+            listener = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:
+            continue
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        try:
+            listener.bind((host, sockets[0].getsockname()[1] if sockets else port))
+            listener.listen(BACKLOG)
+        except OSError as reason:
+            listener.close()
+            if family == socket.AF_INET6 and sockets:
+                continue  # no IPv6 here, or its port is taken: IPv4 alone serves
+            for other in sockets:
+                other.close()
+            raise PortInUse(
+                f"{purpose} wants {host}:{port}{_holder(port)} ({reason.strerror})",
+                fix=f"end that program, or choose another port: --{'console' if purpose == 'console' else 'port'} N",
+            ) from None
+        listener.setblocking(False)
+        sockets.append(listener)
+    return sockets
+
+
+def _holder(port: int) -> str:
+    """`, held by NAME (pid N)` when the system tells."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f", held by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    return ""

@@ -1,0 +1,259 @@
+"""Settings of one node: flag > environment MESHNODE_* > config.toml > built-in; each value remembers its source.
+
+A setting is one field of `Settings` with its help text beside it; the command line, the environment, the file and
+`meshnode config show` are all derived from that one table. Values are parsed here and trusted elsewhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from meshnode.errors import SettingsError
+
+MIB = 1 << 20
+GIB = 1 << 30
+MEMORY_UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": MIB, "mb": MIB, "mib": MIB}
+KV_TYPES = ("f16", "q8_0", "q4_0")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        raise ValueError("expected some text")
+    return value.strip()
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """A list; in the environment its items are separated by commas."""
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError("expected a list")
+    return tuple(_text(item) for item in items if item != "")
+
+
+def _flag(value: object) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    raise ValueError("expected true or false")
+
+
+def _whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise ValueError("expected a whole number")
+        try:
+            number = int(value)
+        except ValueError:
+            raise ValueError("expected a whole number") from None
+        if not low <= number <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return number
+
+    return parse
+
+
+def _memory(value: object) -> int:
+    """An amount of memory in bytes, from "8", "7.5GB" or "512MB"; a bare number is GB."""
+    text = str(value).strip().lower()
+    number = text.rstrip("bgim ")
+    unit = text[len(number) :].strip()
+    try:
+        size = float(number) * MEMORY_UNITS[unit]
+    except (ValueError, KeyError):
+        raise ValueError("expected an amount of memory such as 8 (GB), 7.5GB or 512MB") from None
+    if not 0 < size < 1 << 50:
+        raise ValueError("expected an amount of memory above zero")
+    return int(size)
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        if value not in choices:
+            raise ValueError(f"expected one of {', '.join(choices)}")
+        return str(value)
+
+    return parse
+
+
+def _pairs(value: object) -> Mapping[str, str]:
+    """A table of names; in the environment `name=target` pairs separated by commas."""
+    if isinstance(value, str):
+        value = dict(item.partition("=")[::2] for item in value.split(",") if item)
+    if not isinstance(value, dict):
+        raise ValueError("expected a table of name = target")
+    return MappingProxyType({_text(name): _text(target) for name, target in value.items()})
+
+
+def _path(value: object) -> Path:
+    return Path(_text(str(value))).expanduser()
+
+
+def _setting(default: Any, parse: Callable[[object], Any], help: str, *, secret: bool = False) -> Any:
+    return field(default=default, metadata={"parse": parse, "help": help, "secret": secret})
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything a node can be told. `sources[name]` says where the value of a field came from."""
+
+    model: tuple[str, ...] = _setting(
+        (),
+        _texts,
+        "model to serve (repeatable): a name from `meshnode search`, owner/repo:QUANT, a URL, or a .gguf file",
+    )
+    port: int = _setting(9337, _whole(0, 65535), "port of the OpenAI-compatible API (0: any free port)")
+    console: int = _setting(3131, _whole(0, 65535), "port of the console and the control API (0: any free port)")
+    listen_all: bool = _setting(False, _flag, "accept API requests from other machines; demands MESHNODE_API_KEY")
+    api_key: str | None = _setting(None, _text, "key that API callers must send", secret=True)
+    allowed_hosts: tuple[str, ...] = _setting((), _texts, "further names under which callers may address this node")
+    allowed_origins: tuple[str, ...] = _setting((), _texts, "web pages (scheme://host:port) that may call the API")
+    max_vram: int | None = _setting(None, _memory, "use no more than this much memory of each GPU (GB)")
+    device: tuple[str, ...] = _setting((), _texts, "use only these devices (names as in `meshnode doctor`)")
+    ctx_size: int | None = _setting(None, _whole(256, 16 << 20), "context length of one conversation, in tokens")
+    parallel: int | None = _setting(None, _whole(1, 64), "how many requests one model answers at the same time")
+    kv_type: str | None = _setting(None, _one_of(*KV_TYPES), "number format of the context memory")
+    draft: str | None = _setting(None, _text, "small model that guesses ahead for the served one")
+    no_draft: bool = _setting(False, _flag, "do not use a draft model, even where the catalog names one")
+    threads: int | None = _setting(None, _whole(1, 1024), "processor threads of the engine")
+    engine: Path | None = _setting(None, _path, "use this llama-server instead of the one meshnode builds")
+    backend: str | None = _setting(None, _one_of("cpu", "cuda", "hip", "metal", "vulkan"), "build the engine for this")
+    aliases: Mapping[str, str] = _setting(MappingProxyType({}), _pairs, "other names for served models; `auto` is any")
+    max_body: int = _setting(64 * MIB, _memory, "largest request body")
+    queue: int = _setting(256, _whole(0, 100_000), "requests that may wait for a slot of one model")
+    queue_timeout: int = _setting(300, _whole(1, 86_400), "seconds that a request may wait for a slot")
+    ping_interval: int = _setting(10, _whole(1, 3600), "seconds between SSE comments while a stream is silent")
+    drain_timeout: int = _setting(60, _whole(0, 3600), "seconds that a stopping node lets running answers finish")
+    log_level: str = _setting("info", _one_of(*LOG_LEVELS), "how much goes to the log")
+    log_format: str = _setting("text", _one_of("text", "json"), "shape of a log line")
+    sources: Mapping[str, str] = field(default=MappingProxyType({}), metadata={"internal": True})
+
+    def as_rows(self) -> list[tuple[str, str, str, str]]:
+        """(name, value, source, help) of every setting; a secret shows only that it is set."""
+        rows = []
+        for item in setting_fields():
+            value = getattr(self, item.name)
+            shown = "(set)" if item.metadata["secret"] and value else _show(value)
+            rows.append((item.name, shown, self.sources.get(item.name, "built-in"), item.metadata["help"]))
+        return rows
+
+
+def setting_fields() -> list[dataclasses.Field[Any]]:
+    """The fields of Settings that a person can set, in the order of their declaration."""
+    return [item for item in dataclasses.fields(Settings) if "parse" in item.metadata]
+
+
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={target}" for name, target in value.items()) or "-"
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where this node keeps its things. `cache` is shared by all nodes of a user; `home` belongs to one node."""
+
+    home: Path
+    cache: Path
+    config_file: Path
+
+    @property
+    def runtime_file(self) -> Path:
+        """Process id, ports and control token of the running node (mode 0600)."""
+        return self.home / "runtime.json"
+
+    @property
+    def lock_file(self) -> Path:
+        """Held with flock for as long as the node runs."""
+        return self.home / "node.lock"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of node.log and engine-*.log."""
+        return self.home / "logs"
+
+
+def find_places(environment: Mapping[str, str] = os.environ) -> Places:
+    """Home, cache and configuration file from MESHNODE_HOME and MESHNODE_CACHE, else the folders of the platform."""
+    import platformdirs
+
+    given_home = environment.get("MESHNODE_HOME")
+    home = Path(given_home).expanduser() if given_home else platformdirs.user_state_path("meshnode")
+    given_cache = environment.get("MESHNODE_CACHE")
+    cache = Path(given_cache).expanduser() if given_cache else platformdirs.user_cache_path("meshnode")
+    folder = home if given_home else platformdirs.user_config_path("meshnode")
+    return Places(home.absolute(), cache.absolute(), folder.absolute() / "config.toml")
+
+
+def load(
+    flags: Mapping[str, object], *, environment: Mapping[str, str], file: Path, file_required: bool = False
+) -> Settings:
+    """Merge the four sources into Settings.
+
+    `flags` holds only what the user typed. Raises SettingsError naming the source and the nearest known key for a
+    value that cannot be used, an unknown key of the file, or a combination that contradicts itself.
+    """
+    known = {item.name: item for item in setting_fields()}
+    values: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+
+    def take(name: str, value: object, source: str) -> None:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "meshnode config show lists the settings"
+            raise SettingsError(f"{source} has an unknown key {name!r}", fix=hint)
+        try:
+            values[name] = known[name].metadata["parse"](value)
+        except ValueError as reason:
+            raise SettingsError(f"{name} from {source}: {reason}", fix=known[name].metadata["help"]) from None
+        sources[name] = source
+
+    for name, value in _read_file(file, required=file_required).items():
+        take(name, value, str(file))
+    for name in known:
+        variable = f"MESHNODE_{name.upper()}"
+        if environment.get(variable):
+            take(name, environment[variable], variable)
+    for name, value in flags.items():
+        if value is not None and value != ():
+            take(name, value, f"--{name.replace('_', '-')}")
+    settings = Settings(**values, sources=MappingProxyType(sources))
+    _check_together(settings)
+    return settings
+
+
+def _read_file(file: Path, *, required: bool) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        if required:
+            raise SettingsError(f"{file} does not exist") from None
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        raise SettingsError(f"{file} is not valid TOML: {reason}", fix="mend the line, or remove the file") from None
+    except OSError as reason:
+        raise SettingsError(f"{file} cannot be read: {reason.strerror}") from None
+
+
+def _check_together(settings: Settings) -> None:
+    if settings.listen_all and not settings.api_key:
+        raise SettingsError(
+            "--listen-all opens this node to other machines and so needs an API key",
+            fix="export MESHNODE_API_KEY=$(openssl rand -hex 16), then run the command again",
+        )
+    if settings.draft and settings.no_draft:
+        raise SettingsError("--draft and --no-draft exclude each other")
+    if settings.port and settings.port == settings.console:
+        raise SettingsError(f"the API and the console cannot share port {settings.port}", fix="change --console")

@@ -1,0 +1,1 @@
+"""llama.cpp: fetching, patching, building and finding it, its command lines, its supervised processes."""

@@ -1,0 +1,1 @@
+"""How strangers are paid: settlement rails, wallet, receipts, audit log."""

@@ -1,0 +1,1 @@
+"""Bytes to values and back, without any IO: frames, messages, invite tokens."""
