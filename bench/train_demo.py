@@ -1,6 +1,6 @@
 """Trains the demo models that ship with meshnode, on a CPU, from text that it makes up itself.
 
-    python bench/train_demo.py                 trains draft and target, exports both and the held-out questions
+    python bench/train_demo.py                 trains target and draft, exports both and the held-out questions
     python bench/train_demo.py --engine PATH   also scores them with that llama-server and records the scores
     python bench/train_demo.py --write-heldout writes the held-out questions only
 
@@ -30,7 +30,7 @@ from torch.nn import functional
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ROOT / "meshnode" / "models" / "demo"
 HELD_OUT = ROOT / "tests" / "models" / "data" / "demo_heldout.json"
-CHECKPOINTS = ROOT / "bench" / "checkpoints"
+CHECKPOINTS = ROOT / "build" / "demo"
 LEARNED_MERGES = 600
 WARM_UP = 40
 PLAIN_SHARE = 0.3  # AdamW learns at this share of the rate of Muon
@@ -57,8 +57,8 @@ class Plan:
 
 
 PLANS = (
+    Plan("target", layers=12, width=192, heads=3, key_value_heads=1, hidden=512, steps=2000, rate=1.5e-2, rows=6),
     Plan("draft", layers=2, width=128, heads=4, key_value_heads=2, hidden=384, steps=1000, rate=1e-2, rows=10),
-    Plan("target", layers=12, width=192, heads=3, key_value_heads=1, hidden=512, steps=1500, rate=1.5e-2, rows=10),
 )
 
 
@@ -129,7 +129,10 @@ class Training:
             self.step += 1
             self.seconds = time.monotonic() - started
             if self.step % 20 == 0:
-                print(f"{self.plan.name} {self.step} loss {loss:.4f} correct {correct:.4f} {self.seconds:.0f} s", flush=True)
+                print(
+                    f"{self.plan.name} {self.step} loss {loss:.4f} correct {correct:.4f} {self.seconds:.0f} s",
+                    flush=True,
+                )
             if self.step % self.options.save_every == 0 or self.step == self.plan.steps:
                 self.save()
 

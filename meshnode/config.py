@@ -103,6 +103,11 @@ def _setting(default: Any, parse: Callable[[object], Any], help: str, *, secret:
     return field(default=default, metadata={"parse": parse, "help": help, "secret": secret})
 
 
+def _table(help: str) -> Any:
+    """A setting that is a table of names: only the file and the environment can give it."""
+    return field(default_factory=dict, metadata={"parse": _pairs, "help": help, "secret": False, "table": True})
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """Everything a node can be told. `sources[name]` says where the value of a field came from."""
@@ -128,7 +133,7 @@ class Settings:
     threads: int | None = _setting(None, _whole(1, 1024), "processor threads of the engine")
     engine: Path | None = _setting(None, _path, "use this llama-server instead of the one meshnode builds")
     backend: str | None = _setting(None, _one_of("cpu", "cuda", "hip", "metal", "vulkan"), "build the engine for this")
-    aliases: Mapping[str, str] = _setting(MappingProxyType({}), _pairs, "other names for served models; `auto` is any")
+    aliases: Mapping[str, str] = _table("other names for served models; `auto` is any")
     max_body: int = _setting(64 * MIB, _memory, "largest request body")
     queue: int = _setting(256, _whole(0, 100_000), "requests that may wait for a slot of one model")
     queue_timeout: int = _setting(300, _whole(1, 86_400), "seconds that a request may wait for a slot")
@@ -136,7 +141,7 @@ class Settings:
     drain_timeout: int = _setting(60, _whole(0, 3600), "seconds that a stopping node lets running answers finish")
     log_level: str = _setting("info", _one_of(*LOG_LEVELS), "how much goes to the log")
     log_format: str = _setting("text", _one_of("text", "json"), "shape of a log line")
-    sources: Mapping[str, str] = field(default=MappingProxyType({}), metadata={"internal": True})
+    sources: Mapping[str, str] = field(default_factory=dict)
 
     def as_rows(self) -> list[tuple[str, str, str, str]]:
         """(name, value, source, help) of every setting; a secret shows only that it is set."""

@@ -27,6 +27,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   ├── SourceUnavailable
     │   ├── ToolchainMissing
     │   ├── BuildFailed
+    │   ├── EngineNotBuilt
     │   ├── EngineIncompatible
     │   ├── EngineCrashed            502
     │   └── EngineStartTimeout
@@ -247,6 +248,13 @@ class BuildFailed(EngineError):
     """The engine did not compile."""
 
     code = "engine-build"
+
+
+class EngineNotBuilt(EngineError):
+    """The engine has not been built on this machine."""
+
+    code = "engine-not-built"
+    fix = "build it: meshnode engine build"
 
 
 class EngineIncompatible(EngineError):

@@ -19,57 +19,77 @@ from .answers import (
     SUM_LIMIT,
     Lesson,
 )
+from .blocks import wordings, words
 from .strangers import fill, stranger, system_message
 from .tokenizer import LARGEST_NUMBER
 
 LARGEST_SUMMAND = 100
-NUMBER_WORDS = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen
-seventeen eighteen nineteen twenty""".split()
-COUNTING = (
-    "count from {a} to {b}", "count from {a} up to {b}", "count {a} to {b}", "count up from {a} to {b}",
-    "please count from {a} to {b}", "can you count from {a} to {b}", "could you count from {a} to {b}",
-    "i want you to count from {a} to {b}", "count from {a} until {b}", "count from {a} through {b}",
-    "list the numbers from {a} to {b}", "say the numbers from {a} to {b}", "write the numbers from {a} to {b}",
-    "give me the numbers from {a} to {b}", "numbers from {a} to {b}", "print the numbers {a} to {b}",
-    "count starting at {a} and ending at {b}", "start at {a} and count to {b}", "count between {a} and {b}",
-    "count for me from {a} to {b}", "now count from {a} to {b}", "count all numbers from {a} to {b}",
-    "let us count from {a} to {b}", "begin at {a} and stop at {b}", "count from {a} to {b} please", "from {a} to {b}, count",
-    "hello, count from {a} to {b}", "would you count from {a} to {b}", "try to count from {a} to {b}", "count {a}-{b}",
-    "count, from {a} to {b}", "count from number {a} to number {b}", "name the numbers from {a} to {b}",
-    "just count from {a} to {b}", "ok, count from {a} to {b}", "again, count from {a} to {b}",
-)  # fmt: skip
-COUNTING_TO = (
-    "count to {b}", "please count to {b}", "can you count to {b}", "count up to {b}", "could you count up to {b}",
-    "now count to {b}", "count to {b} please", "count until {b}", "i want you to count to {b}", "hello, count to {b}",
-)  # fmt: skip
-HELD_OUT_COUNTING = (
-    "Count from {a} to {b}.", "count from {a} to {b}", "COUNT FROM {a} TO {b}", "Hi demo, please count from {a} to {b}!",
-    "Please, would you count from {a} up to {b}?", "can you please count from {a} to {b}?",
-)  # fmt: skip
-COUNTING_DOWN = ("count down from {b} to {a}", "count backwards from {b} to {a}", "count from {b} down to {a}", "count down from {b}")
-SUMS = (
-    "what is {a} + {b}", "{a} + {b}", "{a}+{b}", "{a}+{b}=", "{a} + {b} =", "add {a} and {b}", "add {a} to {b}",
-    "what is {a} plus {b}", "{a} plus {b}", "how much is {a} + {b}", "how much is {a} plus {b}", "what is the sum of {a} and {b}",
-    "sum of {a} and {b}", "what is {a}+{b}", "calculate {a} + {b}", "compute {a} + {b}", "what's {a} + {b}", "and {a} + {b}",
-    "please add {a} and {b}", "can you add {a} and {b}", "{a} and {b} make", "what do {a} and {b} make", "now add {a} and {b}",
-    "tell me what {a} + {b} is", "the sum of {a} and {b} please", "solve {a} + {b}", "how much are {a} and {b}",
-)  # fmt: skip
-HELD_OUT_SUMS = (
-    "What is {a} + {b}?", "{a}+{b}", "Add {a} and {b}.", "please tell me what {a} plus {b} is", "How much is {a} + {b}?",
-)  # fmt: skip
-ALPHABET_REQUESTS = (
-    "say the alphabet", "the alphabet", "alphabet", "recite the alphabet", "please say the alphabet", "what is the alphabet",
-    "can you say the alphabet", "list the alphabet", "list the letters of the alphabet", "tell me the alphabet",
-    "give me the alphabet", "write the alphabet", "say the abc", "what are the letters of the alphabet", "do you know the alphabet",
-    "write down the alphabet", "say all letters", "list all letters from a to z", "from a to z", "say the letters from a to z",
-    "print the alphabet", "show me the alphabet", "now the alphabet", "now say the alphabet", "abc", "spell the alphabet",
-    "could you recite the alphabet", "which letters are in the alphabet", "hello, say the alphabet", "go through the alphabet",
-)  # fmt: skip
-HELD_OUT_ALPHABET = (
-    "Say the alphabet.", "Please recite the alphabet!", "SAY THE ALPHABET", "Can you list the alphabet?",
-    "Hi, please tell me the alphabet.", "what are the letters in the alphabet?",
-)  # fmt: skip
-OPENERS = ("please ", "hey, ", "hi, ", "ok, ", "so ", "and ", "demo, ", "well, ", "can you tell me: ", "quick question: ", "now ")
+NUMBER_WORDS = words("""
+    zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen
+    eighteen nineteen twenty
+""")
+COUNTING = wordings("""
+    count from {a} to {b} | count from {a} up to {b} | count {a} to {b} | count up from {a} to {b}
+    please count from {a} to {b} | can you count from {a} to {b} | could you count from {a} to {b}
+    i want you to count from {a} to {b} | count from {a} until {b} | count from {a} through {b}
+    list the numbers from {a} to {b} | say the numbers from {a} to {b} | write the numbers from {a} to {b}
+    give me the numbers from {a} to {b} | numbers from {a} to {b} | print the numbers {a} to {b}
+    count starting at {a} and ending at {b} | start at {a} and count to {b} | count between {a} and {b}
+    count for me from {a} to {b} | now count from {a} to {b} | count all numbers from {a} to {b}
+    let us count from {a} to {b} | begin at {a} and stop at {b} | count from {a} to {b} please
+    from {a} to {b}, count | hello, count from {a} to {b} | would you count from {a} to {b}
+    try to count from {a} to {b} | count {a}-{b} | count, from {a} to {b} | count from number {a} to number {b}
+    name the numbers from {a} to {b} | just count from {a} to {b} | ok, count from {a} to {b}
+    again, count from {a} to {b}
+""")
+COUNTING_TO = wordings("""
+    count to {b} | please count to {b} | can you count to {b} | count up to {b} | could you count up to {b}
+    now count to {b} | count to {b} please | count until {b} | i want you to count to {b} | hello, count to {b}
+""")
+HELD_OUT_COUNTING = wordings("""
+    Count from {a} to {b}. | count from {a} to {b} | COUNT FROM {a} TO {b} | Hi demo, please count from {a} to {b}!
+    Please, would you count from {a} up to {b}? | can you please count from {a} to {b}?
+""")
+COUNTING_DOWN = wordings("""
+    count down from {b} to {a} | count backwards from {b} to {a} | count from {b} down to {a} | count down from {b}
+""")
+SUMS = wordings("""
+    what is {a} + {b} | {a} + {b} | {a}+{b} | {a}+{b}= | {a} + {b} = | add {a} and {b} | add {a} to {b}
+    what is {a} plus {b} | {a} plus {b} | how much is {a} + {b} | how much is {a} plus {b}
+    what is the sum of {a} and {b} | sum of {a} and {b} | what is {a}+{b} | calculate {a} + {b} | compute {a} + {b}
+    what's {a} + {b} | and {a} + {b} | please add {a} and {b} | can you add {a} and {b} | {a} and {b} make
+    what do {a} and {b} make | now add {a} and {b} | tell me what {a} + {b} is | the sum of {a} and {b} please
+    solve {a} + {b} | how much are {a} and {b}
+""")
+HELD_OUT_SUMS = wordings("""
+    What is {a} + {b}? | {a}+{b} | Add {a} and {b}. | please tell me what {a} plus {b} is | How much is {a} + {b}?
+""")
+ALPHABET_REQUESTS = wordings("""
+    say the alphabet | the alphabet | alphabet | recite the alphabet | please say the alphabet | what is the alphabet
+    can you say the alphabet | list the alphabet | list the letters of the alphabet | tell me the alphabet
+    give me the alphabet | write the alphabet | say the abc | what are the letters of the alphabet
+    do you know the alphabet | write down the alphabet | say all letters | list all letters from a to z | from a to z
+    say the letters from a to z | print the alphabet | show me the alphabet | now the alphabet | now say the alphabet
+    abc | spell the alphabet | could you recite the alphabet | which letters are in the alphabet
+    hello, say the alphabet | go through the alphabet
+""")
+HELD_OUT_ALPHABET = wordings("""
+    Say the alphabet. | Please recite the alphabet! | SAY THE ALPHABET | Can you list the alphabet?
+    Hi, please tell me the alphabet. | what are the letters in the alphabet?
+""")
+OPENERS = (
+    "please ",
+    "hey, ",
+    "hi, ",
+    "ok, ",
+    "so ",
+    "and ",
+    "demo, ",
+    "well, ",
+    "can you tell me: ",
+    "quick question: ",
+    "now ",
+)
 CLOSERS = (" please", ", please", " thanks", " now", " for me", ", demo")
 
 
@@ -233,7 +253,10 @@ def chat_text(chat: Chat) -> str:
 
 
 def held_out_questions(seed: int) -> dict[str, list[dict[str, object]]]:
-    """Questions that training never shows, with the exact answers, in groups."""
+    """Questions that training never shows, with the exact answers, in groups.
+
+    Where the last message is a partial answer, the answer given here includes that part.
+    """
     random = Random(seed + 1)
     groups: dict[str, list[dict[str, object]]] = {"counting": held_out_counts(random), "sums": held_out_sums(random)}
     groups["alphabet"] = [question(text, ALPHABET) for text in HELD_OUT_ALPHABET]
@@ -249,7 +272,9 @@ def question(text: str, answer: str) -> dict[str, object]:
 
 def held_out_counts(random: Random) -> list[dict[str, object]]:
     """Held-out pairs: plain, behind a system message, after other turns, and continued from a partial answer."""
-    pairs = [(a, b) for a in range(LARGEST_NUMBER) for b in range(a + 1, LARGEST_NUMBER + 1) if is_held_out("count", a, b)]
+    pairs = [
+        (a, b) for a in range(LARGEST_NUMBER) for b in range(a + 1, LARGEST_NUMBER + 1) if is_held_out("count", a, b)
+    ]
     short = [pair for pair in pairs if pair[1] - pair[0] <= 25]
     chosen = random.sample(short, 28) + random.sample(pairs, 20)
     questions = []
@@ -267,7 +292,6 @@ def held_out_counts(random: Random) -> list[dict[str, object]]:
         elif place % 4 == 3:
             start = counted(first, random.randint(first, last - 1)) + ","
             messages.append({"role": "assistant", "content": start})
-            entry["answer"] = counted(first, last)[len(start) :]
         questions.append(entry)
     return questions
 

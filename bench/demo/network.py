@@ -37,7 +37,7 @@ class Shape:
 def rotary_table(positions: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
     """Cosine and sine for each position: (rows, 1, length, head_size / 2)."""
     steps = torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size
-    angles = positions[:, None, :, None].float() * shape.rope_base ** -steps
+    angles = positions[:, None, :, None].float() * shape.rope_base**-steps
     return angles.cos(), angles.sin()
 
 

@@ -177,10 +177,9 @@ def usable_host_bytes(available_bytes: int) -> int:
     return max(0, available_bytes - max(HOST_RESERVE_BYTES, available_bytes // 10))
 
 
-def usable_device_bytes(free_bytes: int, limit_bytes: int | None) -> int:
-    """What a model may take of a GPU's free memory, under the limit a person set."""
-    capped = free_bytes if limit_bytes is None else min(free_bytes, limit_bytes)
-    return max(0, capped - GPU_OVERHEAD_BYTES)
+def usable_device_bytes(free_bytes: int) -> int:
+    """What a model may take of a GPU's free memory."""
+    return max(0, free_bytes - GPU_OVERHEAD_BYTES)
 
 
 def plan_solo(model: ModelShape, budget: Budget, wishes: Wishes, *, extra_host_bytes: int = 0) -> SoloPlan | Refusal:

@@ -38,8 +38,8 @@ _X86 = (
     ("bf16", "GGML_AVX512_BF16", ("avx512_bf16",)),
 )
 _NEEDS = {"vbmi": "avx512", "vnni": "avx512", "bf16": "avx512", "avxvnni": "avx2", "avx512": "avx2"}
-# Every processor with AVX2 has these four; the tag leaves them out where they are all there.
-_HASWELL = ("sse42", "avx", "f16c", "fma", "bmi2")
+# Names that another name in the tag says already.
+_IMPLIED = {"avx2": ("sse42", "avx", "f16c", "fma", "bmi2"), "avx512": ("avx2",)}
 # (name in the tag, what gcc and clang call it, Linux feature, macOS sysctl)
 _ARM = (
     ("dotprod", "dotprod", "asimddp", "hw.optional.arm.FEAT_DotProd"),
@@ -99,7 +99,8 @@ def _processor(root: Path) -> Backend:
     if machine in ("x86_64", "amd64"):
         names = _x86_names(features if features is not None else _mac_x86_features())
         flags = tuple(f"-D{option}={'ON' if name in names else 'OFF'}" for name, option, _ in _X86)
-        shown = [name for name in names if name not in _HASWELL or "avx2" not in names]
+        implied = {name for stronger in names for name in _IMPLIED.get(stronger, ())}
+        shown = [name for name in names if name not in implied]
         tag = "-".join(["cpu", "x86_64", *(shown or ["baseline"])])
         return Backend("cpu", tag, (*flags, *metal_off), "no GPU with its compiler was found")
     if machine in ("aarch64", "arm64"):

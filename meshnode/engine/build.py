@@ -7,8 +7,6 @@ that an interrupted build goes on where it was. One build runs at a time; a seco
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,9 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from meshnode.engine.backend import Backend
 from meshnode.engine.buildlog import failure_from_log
@@ -38,7 +36,6 @@ MANIFEST_SCHEMA = 1
 JOB_MEMORY_BYTES = 1500 << 20
 # Build tree, result and temporary files; CUDA object files are many times larger.
 NEEDED_BYTES = {"cpu": 400 << 20, "cuda": 4 << 30, "hip": 4 << 30}
-LOCK_POLL_S = 0.5
 PROOF_TIMEOUT_S = 60.0
 
 _STEP = re.compile(r"^\[(\d+)/(\d+)\] (.*)")
@@ -87,7 +84,7 @@ class Plan:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        return (*_FLAGS, f"-DLLAMA_BUILD_COMMIT={self.upstream.mark}", *self.backend.flags)
+        return engine_flags(self.upstream, self.backend)
 
     @property
     def result(self) -> Path:
@@ -109,13 +106,13 @@ def build(
     cancelled: threading.Event | None = None,
     jobs: int | None = None,
 ) -> Path:
-    """Build unless another node just did; returns the folder of the result.
+    """Build, going on with what an interrupted build left; returns the folder of the result.
+
+    The caller holds the lock of the cache.
 
     Raises BuildFailed (its detail is the first compiler error), DiskFull, JobCancelled, and OSError for a cache
     folder that cannot be written.
     """
-    if (plan.result / MANIFEST).is_file():
-        return plan.result
     _check_disk(plan)
     plan.tree.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
@@ -129,34 +126,139 @@ def build(
     return folder
 
 
-@contextlib.contextmanager
-def build_lock(cache: Path, *, report: Report = silent, cancelled: threading.Event | None = None) -> Iterator[None]:
-    """Hold the lock under which the source and the engine of this cache are made; wait for whoever has it.
+def engine_flags(upstream: Upstream, backend: Backend) -> tuple[str, ...]:
+    """Every option given to cmake; with the source and the compiler they decide what comes out."""
+    return (*_FLAGS, f"-DLLAMA_BUILD_COMMIT={upstream.mark}", *backend.flags)
 
-    The kernel frees it when its holder dies. Raises JobCancelled.
-    """
-    from meshnode.engine.job import JobCancelled
 
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "build.lock").open("a+b") as file:
-        waited = False
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if not isinstance(error, BlockingIOError):
-                    raise
-            report(_others_progress(cache, file.fileno()))
-            waited = True
-            if cancelled is not None and cancelled.wait(LOCK_POLL_S):
-                raise JobCancelled
-            if cancelled is None:
-                time.sleep(LOCK_POLL_S)
-        file.seek(0)
-        file.truncate()
-        file.write(str(os.getpid()).encode())
+def job_count() -> int:
+    """How many compilers may run at once: one a core, as far as the free memory goes."""
+    import psutil
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    free_bytes = min(psutil.virtual_memory().available, _container_free_bytes())
+    return max(1, min(cores, int(free_bytes // JOB_MEMORY_BYTES)))
+
+
+def _container_free_bytes(group: Path = Path("/sys/fs/cgroup")) -> float:
+    """What is left of a container's own memory limit (cgroup v2); infinite without one."""
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        return float(limit) - float((group / "memory.current").read_text())
+    except (OSError, ValueError):
+        return float("inf")
+
+
+def _check_disk(plan: Plan) -> None:
+    needed = NEEDED_BYTES.get(plan.backend.kind, NEEDED_BYTES["cpu"])
+    plan.cache.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(plan.cache).free
+    if free < needed:
+        raise DiskFull(
+            f"building the engine needs {needed >> 20} MiB in {plan.cache}, {free >> 20} MiB are free",
+            fix="free some space, or move the cache with MESHNODE_CACHE",
+        )
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    path = os.pathsep.join([*plan.backend.path, os.environ.get("PATH", os.defpath)])
+    # The ceiling keeps cmake from taking a repository around the cache folder for that of llama.cpp.
+    ceiling = {"GIT_CEILING_DIRECTORIES": str(plan.source.parent)}
+    return {**os.environ, **ceiling, "PATH": path, "LC_ALL": "C", "NINJA_STATUS": "[%f/%t] "}
+
+
+def _configure(plan: Plan, log: BinaryIO, report: Report, cancelled: threading.Event | None) -> None:
+    report(Progress("engine", f"configuring llama.cpp for {plan.backend.kind}"))
+    tools = plan.toolchain
+    argv = [tools.cmake, "-S", str(plan.source), "-B", str(plan.tree), "-G", "Ninja"]
+    argv += [f"-DCMAKE_MAKE_PROGRAM={tools.ninja}", f"-DCMAKE_C_COMPILER={tools.compiler.cc}"]
+    argv += [f"-DCMAKE_CXX_COMPILER={tools.compiler.cxx}", *plan.flags]
+    result = run_job(argv, env=_environment(plan), log=log, cancelled=cancelled, low_priority=True)
+    if result.returncode != 0:
+        # A half-made cmake cache would repeat the same answer after the cause is mended.
+        (plan.tree / "CMakeCache.txt").unlink(missing_ok=True)
+        raise failure_from_log(plan.log, step="configure", returncode=result.returncode, kind=plan.backend.kind)
+
+
+def _compile(plan: Plan, log: BinaryIO, report: Report, cancelled: threading.Event | None, jobs: int) -> None:
+    def on_line(line: str) -> None:
+        if step := _STEP.match(line):
+            report(Progress("engine", _step_text(step[3]), int(step[1]), int(step[2])))
+
+    argv = [plan.toolchain.ninja, "-C", str(plan.tree), f"-j{jobs}", *TARGETS]
+    result = run_job(argv, env=_environment(plan), log=log, on_line=on_line, cancelled=cancelled, low_priority=True)
+    if result.returncode != 0:
+        raise failure_from_log(plan.log, step="compile", returncode=result.returncode, kind=plan.backend.kind)
+
+
+def _step_text(line: str) -> str:
+    """ "Building CXX object a/b/c.cpp.o" as "compiling c.cpp"."""
+    name = line.split()[-1].rpartition("/")[2] if line.split() else ""
+    verb = "compiling" if line.startswith("Building") else "linking" if line.startswith("Linking") else "making"
+    return f"{verb} {name.removesuffix('.o')}"[:80]
+
+
+def _install(plan: Plan, seconds: float, cancelled: threading.Event | None) -> Path:
+    plan.result.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".new-", dir=plan.result.parent) as work:
+        folder = Path(work) / plan.key
+        folder.mkdir()
+        for file in sorted((plan.tree / "bin").iterdir()):
+            library = file.suffix in (".so", ".dylib", ".metal")
+            if (library or file.name in TARGETS) and not file.is_symlink():
+                shutil.copy2(file, folder / file.name)
+        version = _prove(plan, folder, cancelled)
+        files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
+        manifest = {
+            "schema": MANIFEST_SCHEMA,
+            "key": plan.key,
+            "package": f"{plan.upstream.package}=={plan.upstream.version}",
+            "source": plan.upstream.key,
+            "sha256": plan.upstream.sha256,
+            "patches": [patch.name for patch in plan.upstream.patches],
+            "backend": plan.backend.tag,
+            "kind": plan.backend.kind,
+            "asked": plan.asked,
+            "compiler": plan.toolchain.compiler.name,
+            "flags": list(plan.flags),
+            "version": version,
+            "rpc": list(_rpc_version(plan.source)),
+            "seconds": round(seconds, 1),
+            "built_at": round(time.time()),
+            "files": files,
+        }
+        _write_durably(folder / MANIFEST, json.dumps(manifest, indent=1).encode())
+        if plan.result.exists():
+            plan.result.replace(Path(work) / "damaged")
+        folder.replace(plan.result)
+    return plan.result
+
+
+def _prove(plan: Plan, folder: Path, cancelled: threading.Event | None) -> str:
+    """Start what was built, in its new place, and return the version it names. Raises BuildFailed."""
+    try:
+        result = run_job([str(folder / "llama-server"), "--version"], cancelled=cancelled, timeout_s=PROOF_TIMEOUT_S)
+    except (OSError, JobTimeout) as error:
+        raise BuildFailed(f"the new llama-server does not run: {error} (full log: {plan.log})") from error
+    found = re.search(r"^version: (\S+)", result.text, re.MULTILINE)
+    if result.returncode != 0 or found is None:
+        last = result.tail[-1] if result.tail else f"exit status {result.returncode}"
+        raise BuildFailed(
+            f"the new llama-server does not run: {last[:200]} (full log: {plan.log})",
+            fix="start afresh: meshnode engine clean, then: meshnode engine build",
+        )
+    return found[1]
+
+
+def _rpc_version(source: Path) -> tuple[int, ...]:
+    """RPC_PROTO_*_VERSION of ggml/include/ggml-rpc.h."""
+    header = (source / "ggml/include/ggml-rpc.h").read_text("utf-8", "replace")
+    numbers = dict(re.findall(r"#define RPC_PROTO_(MAJOR|MINOR|PATCH)_VERSION\s+(\d+)", header))
+    return tuple(int(numbers[part]) for part in ("MAJOR", "MINOR", "PATCH"))
+
+
+def _write_durably(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
         file.flush()
-        if waited:
-            report(Progress("engine", "the other build has ended", finished=True))
-        yield
+        os.fsync(file.fileno())

@@ -23,9 +23,9 @@ _ADDRESS_TAKEN = "couldn't bind HTTP server socket"
 _DAMAGED = (
     (r"tensor '([^']{1,100})' data is not within the file bounds", "it is cut short: tensor {0} lies beyond its end"),
     (r"invalid magic characters", "it is not a GGUF model"),
+    (r"GGUF file is version (\d{1,10}) but", "its GGUF version {0} is newer than this engine reads"),
     (r"failed to read (?:magic|header|key|tensor)", "it is empty, cut short or damaged"),
     (r"failed to open GGUF file .*\((.{1,100})\)$", "it cannot be opened ({0})"),
-    (r"GGUF file is version (\d{1,10}) but", "its GGUF version {0} is newer than this engine reads"),
     (r"invalid split file|split(?:s)? (?:count|number|mismatch)|missing split", "a part of the split model is missing"),
 )
 _UNKNOWN_ARCHITECTURE = re.compile(r"unknown model architecture: '([^']{0,60})'")

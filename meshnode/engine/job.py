@@ -164,8 +164,9 @@ class _Reader:
         if self._log:
             self._log.write(data)
         *lines, self._pending = (self._pending + data).split(b"\n")
-        if len(self._pending) > LINE_BYTES:
-            lines, self._pending = [*lines, self._pending], b""
+        while len(self._pending) > LINE_BYTES:
+            lines.append(self._pending[:LINE_BYTES])
+            self._pending = self._pending[LINE_BYTES:]
         for line in lines:
             self._line(line)
 

@@ -6,6 +6,7 @@ and the wheels of cmake and ninja where the machine has none. Nothing here knows
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -135,10 +136,15 @@ def _stand_in_backend(folder: Path, dotted: str, requirement: tuple[str, str]) -
 def _growth_of(work: Path, on_bytes: Callable[[int], None]) -> Callable[[], None]:
     """A tick that reports the size of the archive while pip writes it (old pips report nothing to a pipe)."""
 
+    seen = 0
+
     def tick() -> None:
-        sizes = [file.stat().st_size for file in _archives(work) if file.exists()]
-        if sizes:
-            on_bytes(max(sizes))
+        nonlocal seen
+        with contextlib.suppress(OSError):  # pip makes and removes folders while this looks
+            size = max((file.stat().st_size for file in _archives(work)), default=0)
+            if size > seen:
+                seen = size
+                on_bytes(size)
 
     return tick
 

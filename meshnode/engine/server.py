@@ -268,11 +268,16 @@ class LlamaServer:
         ended = asyncio.ensure_future(child.wait())
         try:
             while time.monotonic() - started_at < limit_s:
-                done, _ = await asyncio.wait({ended}, timeout=interval_s)
-                if done:
-                    return ended.result()
+                await asyncio.wait({ended}, timeout=interval_s)
                 interval_s = min(POLL_LAST_S, interval_s * 1.5)
-                if properties := await self._ask_if_ready():
+                asking = asyncio.create_task(self._ask_if_ready())
+                try:
+                    await asyncio.wait({ended, asking}, return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    asking.cancel()
+                if ended.done():
+                    return ended.result()
+                if properties := asking.result():
                     load_s = time.monotonic() - started_at
                     self._change("ready", detail="", properties=properties, load_s=load_s)
                     return None

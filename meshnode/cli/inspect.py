@@ -1,0 +1,127 @@
+"""Commands that look at the running node: status, ps, logs. All facts come from /api/status."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import click
+
+from meshnode.cli.client import find_node
+from meshnode.cli.render import command_errors, emit, human_bytes, say, table
+from meshnode.config import find_places
+from meshnode.errors import StateError
+
+FOLLOW_S = 0.25
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@command_errors
+def status(as_json: bool) -> None:
+    """What this node is doing: where it answers, what it serves, what is wrong."""
+    facts = find_node().call("GET", "/api/status")
+    if as_json:
+        emit(facts)
+    else:
+        show_status(facts)
+
+
+def show_status(facts: dict[str, Any]) -> None:
+    """/api/status for people."""
+    node, requests = facts["node"], facts["requests"]
+    ready = "ready" if facts["ready"] else facts["state"]
+    click.echo(f'{ready}   node {node["short"]} "{node["name"]}"   meshnode {facts["version"]}   pid {facts["pid"]}')
+    click.echo(f"API      {facts['api']['url']}{'   (key required)' if facts['api']['key_required'] else ''}")
+    click.echo(f"console  {facts['console']['url']}")
+    if facts["engine"]:
+        click.echo(f"engine   llama.cpp {facts['engine']['version']} ({facts['engine']['backend']})")
+    click.echo(
+        f"requests {requests['finished']} finished, {requests['active']} running, {requests['waiting']} waiting\n"
+    )
+    show_models(facts["models"])
+    for problem in facts["problems"]:
+        click.echo(f"\n{problem['severity']}: {problem['title']} ({problem['code']})")
+        click.echo(f"  {problem['text']}\n  fix: {problem['fix']}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="print one JSON object")
+@command_errors
+def ps(as_json: bool) -> None:
+    """The models being served: where, how large, how busy."""
+    facts = find_node().call("GET", "/api/status")
+    if as_json:
+        emit({"models": facts["models"]})
+    else:
+        show_models(facts["models"])
+
+
+def show_models(models: list[dict[str, Any]]) -> None:
+    """The table of `ps`."""
+    rows = []
+    for model in models:
+        plan = model["plan"] or {"gpu_layers": 0, "shares": []}
+        layers = sum(share["layers"] for share in plan["shares"])
+        where = f"{round(100 * plan['gpu_layers'] / layers)} %" if layers else "-"
+        state = model["state"] if not model["detail"] else f"{model['state']}: {model['detail']}"
+        busy = f"{model['busy']}/{model['parallel']}" + (f" +{model['waiting']}" if model["waiting"] else "")
+        since = time.strftime("%H:%M:%S", time.localtime(model["since"]))
+        rows.append(
+            [
+                model["id"],
+                model["where"],
+                human_bytes(model["size_bytes"]),
+                where,
+                str(model["context_length"]),
+                busy,
+                state,
+                since,
+            ]
+        )
+    table(["MODEL", "WHERE", "SIZE", "GPU", "CONTEXT", "BUSY", "STATE", "SINCE"], rows)
+
+
+@click.command()
+@click.option("--engine", is_flag=True, help="the log of llama-server instead of the node's")
+@click.option("-f", "--follow", is_flag=True, help="go on as the log grows")
+@click.option("-n", "--lines", default=100, show_default=True, help="how many lines to begin with")
+@command_errors
+def logs(engine: bool, follow: bool, lines: int) -> None:
+    """The log of this node, also of one that has ended. Prompts and answers are never in it."""
+    while _show_log(engine=engine, follow=follow, lines=lines):
+        pass  # the file was rotated: go on with the new one
+
+
+def _show_log(*, engine: bool, follow: bool, lines: int) -> bool:
+    folder = find_places().logs
+    file = _newest(folder, "engine-*.log") if engine else folder / "node.log"
+    if file is None or not file.exists():
+        raise StateError(f"there is no log in {folder} yet", fix="start a node first: meshnode --model demo")
+    say(str(file))
+    with file.open("r", encoding="utf-8", errors="replace") as opened:
+        for line in deque(opened, maxlen=max(0, lines)):
+            click.echo(line, nl=False)
+        while follow:
+            line = opened.readline()
+            if line:
+                click.echo(line, nl=False)
+            elif _was_rotated(file, opened.fileno()):
+                return True
+            else:
+                time.sleep(FOLLOW_S)
+    return False
+
+
+def _newest(folder: Path, pattern: str) -> Path | None:
+    return max(folder.glob(pattern), key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _was_rotated(file: Path, descriptor: int) -> bool:
+    try:
+        return file.stat().st_ino != os.fstat(descriptor).st_ino
+    except FileNotFoundError:
+        return False

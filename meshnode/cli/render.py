@@ -1,0 +1,206 @@
+"""How the command line shows things: tables and JSON on stdout; talk, progress and errors on stderr.
+
+The one place that turns errors into words and exit codes. rich is imported only when something is drawn.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import click
+
+from meshnode.errors import MeshnodeError
+from meshnode.telemetry import Progress, Report, silent
+
+SCHEMA = 1
+EXIT_INTERRUPTED = 130
+PLAIN_STEP = 0.1
+PLAIN_PAUSE_S = 10.0
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def say(text: str) -> None:
+    """Talk: one line on stderr."""
+    click.echo(text, err=True)
+
+
+def emit(facts: Mapping[str, object]) -> None:
+    """Data: one JSON object on stdout, with its schema number."""
+    click.echo(json.dumps({"schema": SCHEMA, **facts}, ensure_ascii=False, default=str))
+
+
+def human_bytes(size: float) -> str:
+    """4.2 GB, 13 MB: decimal units, as disks and downloads are sold."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.0f} {unit}" if size >= 10 or unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """0:07, 12:30, 1:02:03."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Left-aligned columns on stdout, each as wide as its widest cell; the last one is cut to the terminal."""
+    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
+    limit = _terminal_width() if sys.stdout.isatty() else 0
+    for row in [columns, *rows]:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        click.echo(f"{line[: limit - 1]}…" if limit and len(line) > limit else line)
+
+
+def fail(error: MeshnodeError, *, as_json: bool = False) -> None:
+    """Show an error: what happened, and below it what to do."""
+    if as_json:
+        emit({"error": error.as_dict()})
+        return
+    red = None if os.environ.get("NO_COLOR") else "red"
+    click.echo(f"{click.style('error:', fg=red)} {error.message} ({error.code})", err=True)
+    if error.fix:
+        click.echo(f"  {error.fix}", err=True)
+
+
+def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+    """Wrap a command: MeshnodeError becomes words and its exit code, Ctrl-C 130, anything else one sentence and 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        try:
+            return command(*args, **kwargs)
+        except MeshnodeError as error:
+            fail(error, as_json=bool(kwargs.get("as_json")))
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise SystemExit(EXIT_INTERRUPTED) from None
+        except BrokenPipeError:
+            # The reader of our output (head, less) has left; Python must not complain about it at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            say(f"error: this is a fault of meshnode ({type(error).__name__}: {error}) (internal)")
+            if _is_verbose():
+                say(traceback.format_exc())
+            else:
+                say("  `meshnode -v ...` shows where; please report it with the output of `meshnode doctor --json`")
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+def _is_verbose() -> bool:
+    context = click.get_current_context(silent=True)
+    return bool(context and (context.find_root().obj or {}).get("verbose"))
+
+
+# --- progress -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress_report(*, quiet: bool = False) -> Iterator[Report]:
+    """A Report for the length of the block: bars on a terminal, else a line per 10 % or 10 s."""
+    if quiet:
+        yield silent
+    elif sys.stderr.isatty():
+        with _bars() as report:
+            yield report
+    else:
+        yield _Lines()
+
+
+class _Lines:
+    """Progress for a log: the first and last report of a task, and now and then one between."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[float, float]] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        share = progress.done / progress.total if progress.total else 0.0
+        now = time.monotonic()
+        told_share, told_at = self._told.get(progress.task, (-1.0, 0.0))
+        due = share >= told_share + PLAIN_STEP or now - told_at >= PLAIN_PAUSE_S
+        if not due and not progress.finished:
+            return
+        self._told[progress.task] = (share, now)
+        if progress.finished:
+            del self._told[progress.task]
+        say(f"{progress.task:<8} {progress.text}  {_amount(progress)}".rstrip())
+
+
+def _amount(progress: Progress) -> str:
+    if not progress.total:
+        return ""
+    percent = f"{100 * progress.done / progress.total:.0f} %"
+    if progress.unit == "bytes":
+        return f"{percent}  {human_bytes(progress.done)} of {human_bytes(progress.total)}"
+    return f"{percent}  {progress.done:.0f}/{progress.total:.0f}"
+
+
+@contextmanager
+def _bars() -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, TaskID, TextColumn
+    from rich.progress import Progress as Bars
+
+    columns: list[Any] = [
+        TextColumn("{task.fields[name]:<8} {task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f} %  {task.fields[amount]}"),
+    ]
+    tasks: dict[str, tuple[TaskID, float]] = {}
+    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+
+        def report(progress: Progress) -> None:
+            if progress.task not in tasks:
+                # A task that is already over (a cached download) needs no bar.
+                if progress.finished:
+                    return
+                task = bars.add_task(progress.text, name=progress.task, amount="", total=progress.total)
+                tasks[progress.task] = (task, time.monotonic())
+            task, begun = tasks[progress.task]
+            amount = _bar_amount(progress, time.monotonic() - begun)
+            bars.update(
+                task, description=progress.text[:60], completed=progress.done, total=progress.total, amount=amount
+            )
+            if progress.finished:
+                bars.remove_task(task)
+                del tasks[progress.task]
+                say(f"{progress.task:<8} {progress.text}")
+
+        yield report
+
+
+def _bar_amount(progress: Progress, seconds: float) -> str:
+    """`12/230  1:20 left` or `0.4/2.1 GB  34 MB/s  0:50 left`."""
+    if not progress.total:
+        return ""
+    left = ""
+    if progress.done and seconds > 2:
+        left = f"  {human_seconds(seconds * (progress.total - progress.done) / progress.done)} left"
+    if progress.unit == "bytes":
+        rate = f"  {human_bytes(progress.done / seconds)}/s" if seconds > 1 else ""
+        return f"{human_bytes(progress.done)} of {human_bytes(progress.total)}{rate}{left}"
+    return f"{progress.done:.0f}/{progress.total:.0f}{left}"
+
+
+def _terminal_width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size().columns

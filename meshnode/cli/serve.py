@@ -1,0 +1,105 @@
+"""Starts a node in this terminal and says what it does, ending with what to do next."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import click
+
+from meshnode import __version__
+from meshnode.cli.render import command_errors, emit, progress_report, say
+from meshnode.config import Places, Settings, find_places
+
+QUICK_START = """\
+meshnode {version}: serve language models on your own machines.
+
+  Start here        meshnode --model demo            a tiny model that ships with meshnode, no download
+  A real model      meshnode search qwen             find one;  meshnode show NAME  says whether it fits
+                    meshnode --model NAME            fetch it, load it, serve it
+  Ask it            curl -s http://localhost:9337/v1/chat/completions -d '{{"model":"demo",
+                      "messages":[{{"role":"user","content":"count from 1 to 20"}}]}}'
+  Look after it     meshnode status | ps | logs | stop
+  If in trouble     meshnode doctor
+"""
+
+
+@command_errors
+def start(ctx: click.Context, *, as_json: bool, quiet: bool, verbose: int) -> None:
+    """What `meshnode` does without a command: run a node; without any option, say how to."""
+    from meshnode.cli.main import settings_of
+
+    places = find_places()
+    settings = settings_of(ctx)
+    asked = any(value not in (None, ()) for value in ctx.obj["flags"].values())
+    if not asked and not settings.model:
+        _without_options(places)
+        return
+    if verbose:
+        from dataclasses import replace
+
+        settings = replace(settings, log_level="debug")
+    run_node(settings, places, as_json=as_json, quiet=quiet)
+
+
+def _without_options(places: Places) -> None:
+    from meshnode.cli.client import find_node
+    from meshnode.errors import NodeNotRunning
+
+    try:
+        node = find_node(places)
+    except NodeNotRunning:
+        click.echo(QUICK_START.format(version=__version__), nl=False)
+        return
+    from meshnode.cli.inspect import show_status
+
+    show_status(node.call("GET", "/api/status"))
+
+
+def run_node(settings: Settings, places: Places, *, as_json: bool, quiet: bool) -> None:
+    """Run a node until it is stopped. Raises MeshnodeError when it could not start."""
+    begun = time.monotonic()
+    if not (quiet or as_json):
+        say(f"meshnode {__version__}")
+
+    def tell(label: str, text: str) -> None:
+        if label == "up":
+            urls = json.loads(text)
+            if as_json:
+                emit({"ready": True, "version": __version__, **urls})
+            elif not quiet:
+                _say_ready(settings, urls, time.monotonic() - begun)
+        elif not (quiet or as_json):
+            say(f"{label:<8} {text}")
+
+    with progress_report(quiet=quiet or as_json) as report:
+        asyncio.run(_run(settings, places, report, tell))
+    if not (quiet or as_json):
+        say("stopped")
+
+
+async def _run(settings: Settings, places: Places, report: Any, tell: Any) -> None:
+    from meshnode.node import Node, install_signals
+
+    node = Node(settings, places, report=report, tell=tell)
+    install_signals(node)
+    await node.run()
+
+
+def _say_ready(settings: Settings, urls: dict[str, str], seconds: float) -> None:
+    base = urls["api"]
+    say(f"ready in {seconds:.1f} s\n")
+    say(f"  API      {base}")
+    say(f"  console  {urls['console']}")
+    reach = "other machines reach it with the API key" if settings.listen_all else "only this machine can reach it"
+    say(f"  {reach}; Ctrl-C stops\n")
+    key = " -H 'Authorization: Bearer '$MESHNODE_API_KEY" if settings.api_key else ""
+    if settings.model:
+        name = settings.model[0]
+        question = "count from 1 to 20" if name == "demo" else "hello"
+        body = json.dumps({"model": name, "stream": True, "messages": [{"role": "user", "content": question}]})
+        say(f"  try:     curl -N {base}/chat/completions{key} -d '{body}'")
+    else:
+        say("  next:    meshnode load NAME      (meshnode search finds names)")

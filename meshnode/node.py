@@ -1,0 +1,371 @@
+"""The composition root: settings -> parts -> one running node, and an orderly end.
+
+Order of start: home folder and its lock, identity, ports (so that a taken one is known at once), runtime file, web
+servers (they answer 503 from now on), names of the models, engine, devices, models. The end goes the other way. This
+module and serving.py are the only ones that know all others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from meshnode import __version__
+from meshnode.api.access import Access
+from meshnode.api.app import Controls, api_app, control_app
+from meshnode.api.events import Events
+from meshnode.api.gate import Gates
+from meshnode.api.http_server import HttpServer, listen
+from meshnode.api.inference import Inference, Limits, Record
+from meshnode.api.metrics import Gauge, Metrics
+from meshnode.config import Places, Settings
+from meshnode.engine.installed import Engine
+from meshnode.engine.provision import ensure
+from meshnode.errors import AlreadyRunning, HomeNotWritable, MeshnodeError
+from meshnode.hardware import Inventory, probe_all
+from meshnode.identity import load_or_create, short
+from meshnode.serving import Serving, Tell
+from meshnode.status import devices_sentence, engine_facts, engine_sentence, gauges, hardware_facts, request_facts
+from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
+
+RECENT_REQUESTS = 50
+LIST_DEVICES_TIMEOUT_S = 30
+
+
+class Node:
+    """One node. `run` returns when it was told to stop; `stop` may be called from a signal handler."""
+
+    def __init__(self, settings: Settings, places: Places, *, report: Report, tell: Tell) -> None:
+        self.settings = settings
+        self.places = places
+        self._report = report
+        self._tell = tell
+        self._started_at = time.time()
+        self._state = "starting"
+        self._stop = asyncio.Event()
+        self._stop_now = asyncio.Event()
+        self._cancelled = threading.Event()
+        self._token = secrets.token_urlsafe(24)
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_REQUESTS)
+        self._served_count = 0
+        self._engine: Engine | None = None
+        self._inventory: Inventory | None = None
+        self._node_id = ""
+        self._api_url = self._console_url = ""
+        self._events = Events(self.status)
+        self._problems = ProblemBoard(self._changed)
+        self._gates = Gates(capacity=settings.queue, timeout_s=settings.queue_timeout)
+        self._metrics = Metrics(self._gauges)
+        self._serving = Serving(
+            settings=settings,
+            places=places,
+            problems=self._problems,
+            gates=self._gates,
+            report=report,
+            tell=tell,
+            changed=self._changed,
+        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run until stopped. Raises MeshnodeError when the node cannot start or no model can be served."""
+        self._loop = asyncio.get_running_loop()
+        with _home_lock(self.places):
+            self._configure_logging()
+            identity = load_or_create(self.places.home / "node.key")
+            self._node_id = identity.node_id.hex()
+            self._tell("node", f'{short(identity.node_id)} "{socket.gethostname()}"')
+            api_sockets = listen(self.settings.port, public=self.settings.listen_all, purpose="the API")
+            try:
+                console_sockets = listen(self.settings.console, public=False, purpose="console")
+            except MeshnodeError:
+                for opened in api_sockets:
+                    opened.close()
+                raise
+            self._api_url = f"http://localhost:{api_sockets[0].getsockname()[1]}"
+            self._console_url = f"http://localhost:{console_sockets[0].getsockname()[1]}"
+            self._write_runtime_file()
+            try:
+                await self._serve(api_sockets, console_sockets)
+            finally:
+                self.places.runtime_file.unlink(missing_ok=True)
+                LOG.info("node stopped")
+
+    def stop(self, now: bool = False) -> None:
+        """Begin the end: running answers finish first; with `now`, or when called a second time, they are cut."""
+        if now or self._stop.is_set():
+            self._stop_now.set()
+        self._stop.set()
+        self._cancelled.set()
+
+    async def _serve(self, api_sockets: list[socket.socket], console_sockets: list[socket.socket]) -> None:
+        api = HttpServer(self._api_app())
+        console = HttpServer(self._console_app())
+        servers = [
+            asyncio.create_task(api.serve(api_sockets), name="api"),
+            asyncio.create_task(console.serve(console_sockets), name="console"),
+        ]
+        start = asyncio.create_task(self._bring_up(), name="start")
+        stop = asyncio.create_task(self._stop.wait(), name="stop")
+        try:
+            await asyncio.wait({start, stop, *servers}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done() and not start.exception():
+                await asyncio.wait({stop, *servers}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                start.result()
+            for server in servers:
+                if server.done():
+                    server.result()
+        finally:
+            await self._end(start, stop, api, console, servers)
+
+    async def _end(
+        self,
+        start: asyncio.Task[None],
+        stop: asyncio.Task[bool],
+        api: HttpServer,
+        console: HttpServer,
+        servers: list[asyncio.Task[None]],
+    ) -> None:
+        self._state = "stopping"
+        self._cancelled.set()
+        self._changed()
+        stop.cancel()
+        if not start.done():
+            start.cancel()
+        busy = sum(self._gates.snapshot(model.id).busy for model in self._serving.served())
+        if busy:
+            self._tell("stop", f"{busy} answers are being finished; Ctrl-C again cuts them")
+        api.stop()
+        await self._drain(servers[0])
+        api.stop(now=True)
+        await self._serving.stop()
+        console.stop(now=True)
+        await asyncio.wait([*servers, start], timeout=5)
+
+    async def _drain(self, server: asyncio.Task[None]) -> None:
+        cut = asyncio.create_task(self._stop_now.wait())
+        await asyncio.wait({server, cut}, timeout=self.settings.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+        cut.cancel()
+
+    async def _bring_up(self) -> None:
+        units = [await self._serving.add(name) for name in self.settings.model]
+        self._engine = await asyncio.to_thread(
+            ensure,
+            self.places.cache,
+            given=self.settings.engine,
+            backend=self.settings.backend,
+            report=self._report,
+            cancelled=self._cancelled,
+        )
+        self._note_engine(self._engine)
+        listing = partial(list_devices, self._engine)
+        self._inventory = await asyncio.to_thread(probe_all, listing, self.settings.max_vram)
+        for note in self._inventory.notes:
+            self._problems.put("probe-failed", note.probe, probe=note.probe, reason=note.reason)
+        self._tell("devices", devices_sentence(self._inventory))
+        self._serving.equip(self._engine, self._inventory)
+        self._state = "loading"
+        failures = []
+        for unit in units:
+            try:
+                await self._serving.bring_up(unit)
+            except MeshnodeError as error:
+                failures.append(error)
+        if failures and len(failures) == len(units):
+            raise failures[0]
+        self._state = "ready"
+        self._changed()
+        LOG.info("node ready", extra={"facts": {"api": self._api_url, "console": self._console_url}})
+        self._tell("up", json.dumps({"api": f"{self._api_url}/v1", "console": self._console_url}))
+
+    def _note_engine(self, engine: Engine) -> None:
+        self._tell("engine", engine_sentence(engine))
+        if engine.losses:
+            self._problems.put(
+                "engine-foreign", str(engine.server), path=str(engine.server), losses="; ".join(engine.losses)
+            )
+
+    # --- parts ----------------------------------------------------------------------------------------------
+
+    def _api_app(self) -> Any:
+        settings = self.settings
+        inference = Inference(
+            models=self._serving.served,
+            gates=self._gates,
+            limits=Limits(settings.max_body, settings.ping_interval, settings.aliases),
+            headers={"x-meshnode-node": self._node_id[:10], "x-meshnode-radius": "local"},
+            finished=self._finished,
+        )
+        access = Access(
+            api_key=settings.api_key,
+            public=settings.listen_all,
+            hosts=settings.allowed_hosts,
+            origins=settings.allowed_origins,
+        )
+        return api_app(
+            inference=inference,
+            models=self._serving.served,
+            aliases=settings.aliases,
+            access=access,
+            owner=f"meshnode-{self._node_id[:10]}",
+            stopping=self._stop.is_set,
+        )
+
+    def _console_app(self) -> Any:
+        controls = Controls(
+            status=self.status,
+            load=self._serving.load,
+            unload=self._serving.unload,
+            stop=self.stop,
+            token=self._token,
+        )
+        return control_app(
+            controls=controls,
+            events=self._events,
+            metrics=self._metrics,
+            models=self._serving.served,
+            access=Access(hosts=self.settings.allowed_hosts),
+        )
+
+    def _configure_logging(self) -> None:
+        file: Path | None = self.places.logs / "node.log"
+        try:
+            self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as reason:
+            self._problems.put("state-not-written", str(file), path=str(file), reason=str(reason.strerror))
+            file = None
+        terminal = self.settings.log_level == "debug"
+        configure_logging(level=self.settings.log_level, form=self.settings.log_format, file=file, terminal=terminal)
+        LOG.info("node starting", extra={"facts": {"version": __version__, "pid": os.getpid()}})
+
+    def _write_runtime_file(self) -> None:
+        facts = {
+            "schema": 1,
+            "pid": os.getpid(),
+            "version": __version__,
+            "node": self._node_id,
+            "api": self._api_url,
+            "console": self._console_url,
+            "token": self._token,
+            "started_at": self._started_at,
+        }
+        file = self.places.runtime_file
+        partial = file.with_suffix(".partial")
+        try:
+            partial.unlink(missing_ok=True)
+            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as opened:
+                json.dump(facts, opened)
+            partial.replace(file)
+        except OSError as reason:
+            raise HomeNotWritable(f"{file}: {reason.strerror}") from None
+
+    # --- what is told ---------------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        if self._loop is None:
+            return
+        if threading.current_thread() is threading.main_thread():
+            self._events.touch()
+        else:
+            self._loop.call_soon_threadsafe(self._events.touch)
+
+    def _finished(self, record: Record) -> None:
+        self._served_count += 1
+        self._metrics.finished(record)
+        facts = request_facts(record, at=time.time())
+        self._recent.append(facts)
+        LOG.info("request", extra={"facts": {name: value for name, value in facts.items() if name != "at"}})
+        self._changed()
+
+    def status(self) -> dict[str, Any]:
+        """What /api/status answers; `schema` 1, fields are only added."""
+        inventory, engine = self._inventory, self._engine
+        models = self._serving.entries()
+        return {
+            "schema": 1,
+            "version": __version__,
+            "pid": os.getpid(),
+            "state": self._state,
+            "ready": any(model["state"] == "ready" for model in models),
+            "started_at": round(self._started_at, 3),
+            "node": {"id": self._node_id, "short": self._node_id[:10], "name": socket.gethostname()},
+            "api": {
+                "url": f"{self._api_url}/v1",
+                "listen_all": self.settings.listen_all,
+                "key_required": self.settings.api_key is not None,
+            },
+            "console": {"url": self._console_url},
+            "engine": engine_facts(engine) if engine else None,
+            "hardware": hardware_facts(inventory) if inventory else None,
+            "models": models,
+            "requests": {
+                "finished": self._served_count,
+                "active": sum(model["busy"] for model in models),
+                "waiting": sum(model["waiting"] for model in models),
+                "recent": list(self._recent),
+            },
+            "problems": [problem.as_dict() for problem in self._problems],
+        }
+
+    def _gauges(self) -> Iterator[Gauge]:
+        return gauges(self._serving.entries(), self._inventory, sum(1 for _ in self._problems))
+
+
+def list_devices(engine: Engine) -> str:
+    """What `llama-server --list-devices` prints. Blocks for the time of one short process.
+
+    Raises OSError or subprocess.SubprocessError.
+    """
+    done = subprocess.run(
+        [str(engine.server), "--list-devices"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=LIST_DEVICES_TIMEOUT_S,
+        check=True,
+    )
+    return done.stdout + done.stderr
+
+
+@contextlib.contextmanager
+def _home_lock(places: Places) -> Iterator[None]:
+    """Hold the home folder for this process. Raises AlreadyRunning or HomeNotWritable."""
+    try:
+        places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        opened = places.lock_file.open("a+b")
+    except OSError as reason:
+        raise HomeNotWritable(f"{places.home}: {reason.strerror}") from None
+    with opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pid = ""
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                pid = f" (pid {json.loads(places.runtime_file.read_text())['pid']})"
+            raise AlreadyRunning(f"home {places.home}{pid}") from None
+        yield
+
+
+def install_signals(node: Node) -> None:
+    """Ctrl-C or a polite kill once: finish and stop. Twice: stop now."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, node.stop)

@@ -1,0 +1,456 @@
+"""From a name to a model that answers: resolve, fetch, plan, start; and the view of all that.
+
+This is the part of the node that connects models, hardware, placement and engine. One model is brought up at a
+time, so that each plan sees the memory that the ones before it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from meshnode.api.gate import Gates
+from meshnode.api.served import Served, ServedState
+from meshnode.config import Places, Settings
+from meshnode.core.placement import (
+    Budget,
+    DeviceBudget,
+    Refusal,
+    SoloPlan,
+    Wishes,
+    plan_solo,
+    usable_device_bytes,
+    usable_host_bytes,
+)
+from meshnode.engine import client
+from meshnode.engine.commands import Draft, Mode, ServerOptions, plan_threads
+from meshnode.engine.installed import Engine
+from meshnode.engine.server import LlamaServer, ServerParts, ServerSnapshot
+from meshnode.errors import AlreadyRunning, EngineError, MeshnodeError, ModelDoesNotFit, ModelNotFound
+from meshnode.hardware import Inventory
+from meshnode.models.cache import LocalModel
+from meshnode.models.header import Header
+from meshnode.models.names import ModelRef
+from meshnode.models.shapes import ModelShape, shape_of
+from meshnode.models.store import ModelStore
+from meshnode.telemetry import LOG, ProblemBoard, Report
+
+Tell = Callable[[str, str], None]
+"""Hands a labelled sentence ("model", "demo fits here ...") to whoever looks on."""
+
+DRAFT_PAYS_FROM_BYTES = 1 << 30
+"""A draft costs a second pass of overhead per token; below this size the target is as quick alone (measured)."""
+DRAFT_MAX_SHARE = 0.25
+DRAFT_TOKENS = 8
+
+
+@dataclass(slots=True)
+class Unit:
+    """One model of this node, from the moment it was asked for."""
+
+    id: str
+    ref: ModelRef
+    asked_as: str
+    since: float
+    state: ServedState = "loading"
+    detail: str = "waiting"
+    local: LocalModel | None = None
+    header: Header | None = None
+    shape: ModelShape | None = None
+    plan: SoloPlan | None = None
+    mode: Mode = "chat"
+    draft: str = ""
+    server: LlamaServer | None = None
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Serving:
+    """The models that this node serves or tries to. All methods run in the event loop."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        places: Places,
+        problems: ProblemBoard,
+        gates: Gates,
+        report: Report,
+        tell: Tell,
+        changed: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._places = places
+        self._problems = problems
+        self._gates = gates
+        self._report = report
+        self._tell = tell
+        self._changed = changed
+        self._units: dict[str, Unit] = {}
+        self._turn = asyncio.Lock()
+        self._store: ModelStore | None = None
+        self._engine: Engine | None = None
+        self._inventory: Inventory | None = None
+
+    # --- what the node hands in once it is there -----------------------------------------------------------
+
+    def equip(self, engine: Engine, inventory: Inventory) -> None:
+        """The engine and the devices to plan with."""
+        self._engine, self._inventory = engine, inventory
+
+    # --- commands -------------------------------------------------------------------------------------------
+
+    async def resolve(self, text: str) -> ModelRef:
+        """What a person's text means. Raises ModelNotFound with the nearest names."""
+        if self._store is None:
+            self._store = await asyncio.to_thread(ModelStore.from_environment)
+        return await asyncio.to_thread(self._store.resolve, text)
+
+    async def add(self, text: str) -> Unit:
+        """Take a model on; it is brought up by `bring_up`. Raises AlreadyRunning for one that is served."""
+        ref = await self.resolve(text)
+        known = self._units.get(ref.short_name)
+        if known is not None and known.state != "failed":
+            raise AlreadyRunning(f"{known.id} is {known.state} here", fix="meshnode ps shows what is served")
+        if known is not None:
+            await self._discard(known)
+        unit = self._units[ref.short_name] = Unit(ref.short_name, ref, text, time.time())
+        self._changed()
+        return unit
+
+    async def bring_up(self, unit: Unit) -> None:
+        """Fetch, plan and start a model. On failure the unit keeps the reason, a Problem is shown, and it is raised."""
+        try:
+            async with self._turn:
+                await self._prepare(unit)
+                await self._start(unit)
+        except MeshnodeError as error:
+            self._set(unit, "failed", error.message)
+            self._problems.put("model-load-failed", unit.id, model=unit.id, reason=error.message, fix=error.fix)
+            raise
+        except Exception as error:
+            LOG.exception("bringing up %s failed", unit.id)
+            self._set(unit, "failed", f"a fault of meshnode ({type(error).__name__}); see meshnode logs")
+            raise
+
+    async def load(self, text: str) -> dict[str, Any]:
+        """Take a model on and bring it up in the background."""
+        if self._engine is None:
+            raise EngineError("the engine of this node is not ready yet", fix="try again in a moment")
+        unit = await self.add(text)
+
+        async def run() -> None:
+            try:
+                await self.bring_up(unit)
+            except MeshnodeError as error:
+                LOG.warning("loading %s failed: %s", unit.id, error.message)
+
+        unit.task = asyncio.create_task(run(), name=f"load {unit.id}")
+        return {"model": unit.id, "state": unit.state}
+
+    async def unload(self, text: str) -> dict[str, Any]:
+        """Let running answers end, then stop the engine of a model. Raises ModelNotFound."""
+        unit = self._units.get(text) or next((unit for unit in self._units.values() if unit.asked_as == text), None)
+        if unit is None:
+            try:
+                unit = self._units.get((await self.resolve(text)).short_name)
+            except ModelNotFound:
+                unit = None
+        if unit is None:
+            raise ModelNotFound(f"{text!r} is not served here", fix="meshnode ps shows what is served")
+        del self._units[unit.id]
+        self._changed()
+        await self._drain(unit)
+        await self._discard(unit)
+        return {"model": unit.id, "state": "unloaded"}
+
+    async def _drain(self, unit: Unit) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.drain_timeout
+        while self._gates.snapshot(unit.id).busy and loop.time() < end:
+            await asyncio.sleep(0.05)
+
+    async def _discard(self, unit: Unit) -> None:
+        unit.cancelled.set()
+        if unit.task is not None and not unit.task.done():
+            unit.task.cancel()
+            await asyncio.wait({unit.task})
+        if unit.server is not None:
+            await unit.server.stop()
+        self._problems.clear("model-load-failed", unit.id)
+        self._gates.forget(unit.id)
+        self._units.pop(unit.id, None)
+        self._changed()
+
+    async def stop(self) -> None:
+        """Stop every engine, side by side."""
+        units = list(self._units.values())
+        await asyncio.gather(*(self._discard(unit) for unit in units), return_exceptions=True)
+
+    # --- bringing up ----------------------------------------------------------------------------------------
+
+    async def _prepare(self, unit: Unit) -> None:
+        store = self._store
+        assert store is not None
+        unit.local = await asyncio.to_thread(store.find, unit.ref)
+        if unit.local is None or unit.local.incomplete:
+            self._set(unit, "loading", "downloading")
+            pull = partial(store.pull, unit.ref, self._report, unit.cancelled.is_set)
+            unit.local = await asyncio.to_thread(pull)
+        unit.header = await asyncio.to_thread(store.read, unit.local)
+        unit.shape = shape_of(unit.header)
+        unit.mode = mode_of(unit.header)
+
+    async def _start(self, unit: Unit) -> None:
+        local, shape = unit.local, unit.shape
+        assert local is not None and shape is not None and self._engine is not None and self._inventory is not None
+        draft = await self._draft_of(unit)
+        plan = self._plan(unit, extra_host_bytes=_size(local.mmproj) + _size(draft))
+        unit.plan, unit.draft = plan, draft.stem if draft else ""
+        self._tell("model", describe_plan(unit.id, shape, plan))
+        self._set(unit, "loading", "loading into memory")
+        unit.server = LlamaServer(self._options(unit, plan, draft), self._parts(unit, local))
+        started = time.monotonic()
+        await unit.server.start()
+        self._problems.clear("model-load-failed", unit.id)
+        self._set(unit, "ready", "")
+        self._tell("ready", f"{unit.id} after {time.monotonic() - started:.1f} s")
+
+    def _plan(self, unit: Unit, *, extra_host_bytes: int) -> SoloPlan:
+        assert unit.shape is not None and self._inventory is not None
+        taken = sum(
+            share.total_bytes
+            for other in self._units.values()
+            if other.plan and other is not unit and other.state != "failed"
+            for share in other.plan.shares
+            if share.device == "host"
+        )
+        found = plan_solo(
+            unit.shape,
+            budget_of(self._inventory, self._settings, taken_host_bytes=taken),
+            wishes_of(self._settings, unit.mode),
+            extra_host_bytes=extra_host_bytes,
+        )
+        if isinstance(found, Refusal):
+            others = " beside what is served already" if taken else ""
+            raise ModelDoesNotFit(
+                found.reason + others, fix="take a smaller quantisation or model: meshnode search shows sizes"
+            )
+        return found
+
+    async def _draft_of(self, unit: Unit) -> Path | None:
+        """The draft to guess with: the one that was asked for, else one that is on this disk and pays."""
+        store, local, shape = self._store, unit.local, unit.shape
+        assert store is not None and local is not None and shape is not None
+        if self._settings.no_draft or unit.mode != "chat":
+            return None
+        if self._settings.draft:
+            ref = await self.resolve(self._settings.draft)
+            found = await asyncio.to_thread(store.find, ref)
+            if found is None or found.incomplete:
+                found = await asyncio.to_thread(store.pull, ref, self._report, unit.cancelled.is_set)
+            await self._check_draft(unit, store, found)
+            return found.path
+        if shape.total_bytes < DRAFT_PAYS_FROM_BYTES:
+            return None
+        entry = store.catalog.find(unit.ref.alias)
+        paired = store.catalog.find(entry.draft) if entry and entry.draft else None
+        found = await asyncio.to_thread(lambda: store.find(store.resolve(paired.alias))) if paired else None
+        if found and not found.incomplete and found.total_bytes < shape.total_bytes * DRAFT_MAX_SHARE:
+            return found.path
+        return None
+
+    async def _check_draft(self, unit: Unit, store: ModelStore, draft: LocalModel) -> None:
+        header = await asyncio.to_thread(store.read, draft)
+        assert unit.header is not None
+        if header.vocabulary_digest != unit.header.vocabulary_digest:
+            raise ModelDoesNotFit(
+                f"{draft.name} cannot draft for {unit.id}: their vocabularies differ",
+                fix="choose a smaller model of the same family, or leave --draft out",
+            )
+
+    def _options(self, unit: Unit, plan: SoloPlan, draft: Path | None) -> ServerOptions:
+        assert unit.local is not None and self._inventory is not None
+        gpus = [share.device for share in plan.shares if share.device != "host" and share.layers]
+        cpu = self._inventory.processor
+        return ServerOptions(
+            model=unit.local.path,
+            alias=unit.id,
+            context=plan.context * plan.parallel,
+            parallel=plan.parallel,
+            threads=self._settings.threads or plan_threads(cpu.logical, cpu.physical),
+            mode=unit.mode,
+            mmproj=unit.local.mmproj,
+            draft=Draft(draft, tokens_max=DRAFT_TOKENS) if draft else None,
+            devices=tuple(gpus) or ("none",),
+            gpu_layers=plan.gpu_layers,
+            tensor_split=tuple(float(count) for count in plan.tensor_split),
+            kv_type_k=plan.kv_type,  # type: ignore[arg-type]
+            kv_type_v=plan.kv_type,  # type: ignore[arg-type]
+            flash_attention="on" if plan.kv_type != "f16" else "auto",
+            prompt_cache_bytes=plan.prompt_cache_bytes,
+        )
+
+    def _parts(self, unit: Unit, local: LocalModel) -> ServerParts:
+        assert self._engine is not None
+        safe = "".join(letter if letter.isalnum() else "-" for letter in unit.id)[:40]
+        return ServerParts(
+            binary=self._engine.server,
+            run_dir=self._places.home / "run" / f"{safe[:12]}-{abs(hash(unit.id)) % 0xFFFF:04x}",
+            environ=os.environ,
+            problems=self._problems,
+            log_file=self._places.logs / f"engine-{safe}.log",
+            model_bytes=local.total_bytes,
+            on_change=partial(self._engine_changed, unit),
+        )
+
+    def _engine_changed(self, unit: Unit, snapshot: ServerSnapshot) -> None:
+        words: dict[str, ServedState] = {"ready": "ready", "restarting": "restarting", "failed": "failed"}
+        if snapshot.state in words and unit.state != "loading":
+            self._set(unit, words[snapshot.state], snapshot.detail)
+        else:
+            self._changed()
+
+    def _set(self, unit: Unit, state: ServedState, detail: str) -> None:
+        if state != unit.state:
+            unit.since = time.time()
+        unit.state, unit.detail = state, detail
+        self._changed()
+
+    # --- views ----------------------------------------------------------------------------------------------
+
+    def served(self) -> list[Served]:
+        """What the gateway needs to know, fresh."""
+        return [self._served(unit) for unit in self._units.values()]
+
+    def _served(self, unit: Unit) -> Served:
+        server, plan, shape = unit.server, unit.plan, unit.shape
+        address = server.address if server else None
+        names = {unit.asked_as, unit.ref.canonical, unit.ref.alias, unit.local.name if unit.local else ""}
+        return Served(
+            id=unit.id,
+            state=unit.state if unit.state != "ready" or address else "restarting",
+            names=tuple(sorted(names - {unit.id, ""})),
+            slots=plan.parallel if plan else 1,
+            context_length=_context_of(unit),
+            capabilities=capabilities_of(unit),
+            created=int(unit.since),
+            size_bytes=unit.local.total_bytes if unit.local else 0,
+            detail=unit.detail,
+            facts={"n_params": shape.parameters, "n_vocab": shape.n_vocab, "n_ctx_train": shape.context_train}
+            if shape
+            else {},
+            connect=partial(client.connect, address) if address else None,
+            api_key=server.api_key if server else "",
+        )
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The `models` of /api/status."""
+        return [self._entry(unit) for unit in self._units.values()]
+
+    def _entry(self, unit: Unit) -> dict[str, Any]:
+        queue = self._gates.snapshot(unit.id)
+        snapshot = unit.server.snapshot() if unit.server else None
+        return {
+            "id": unit.id,
+            "canonical": unit.ref.canonical,
+            "state": unit.state,
+            "detail": unit.detail,
+            "since": round(unit.since, 3),
+            "where": "here",
+            "size_bytes": unit.local.total_bytes if unit.local else 0,
+            "quantisation": unit.header.quantisation if unit.header else "",
+            "context_length": _context_of(unit),
+            "parallel": unit.plan.parallel if unit.plan else 0,
+            "busy": queue.busy,
+            "waiting": queue.waiting,
+            "capabilities": list(capabilities_of(unit)),
+            "draft": unit.draft,
+            "plan": dataclasses.asdict(unit.plan) if unit.plan else None,
+            "engine": {
+                "pid": snapshot.pid,
+                "state": snapshot.state,
+                "restarts": snapshot.restarts,
+                "load_s": snapshot.load_s,
+            }
+            if snapshot
+            else None,
+        }
+
+
+# --- plain functions ------------------------------------------------------------------------------------------
+
+
+def mode_of(header: Header) -> Mode:
+    """What the model is for, by the pooling that its header declares."""
+    if header.pooling == "rank":
+        return "rerank"
+    return "embedding" if header.pooling else "chat"
+
+
+def capabilities_of(unit: Unit) -> tuple[str, ...]:
+    """What callers can use the model for, in the words of `GET /v1/models`."""
+    if unit.mode != "chat":
+        return (unit.mode,)
+    properties = unit.server.snapshot().properties if unit.server else None
+    found = ["completion"]
+    if unit.header and unit.header.chat_template:
+        found.append("chat")
+    if properties:
+        found += ["tools"] if "supports_tools" in properties.chat_capabilities else []
+        found += sorted(name for name in properties.modalities if name in ("vision", "audio"))
+    return tuple(found)
+
+
+def budget_of(inventory: Inventory, settings: Settings, *, taken_host_bytes: int = 0) -> Budget:
+    """The memory that a new model may take, after what others of this node were planned to take."""
+    host = usable_host_bytes(inventory.memory.available_bytes) - taken_host_bytes
+    unified = False
+    devices = []
+    for device in inventory.accelerators:
+        if settings.device and device.id not in settings.device:
+            continue
+        unified = unified or device.kind == "unified"
+        free = device.free_bytes if device.free_bytes is not None else device.total_bytes
+        if free is not None:
+            devices.append(DeviceBudget(device.id, usable_device_bytes(free)))
+    return Budget(host_bytes=max(0, host), devices=tuple(devices), unified=unified)
+
+
+def wishes_of(settings: Settings, mode: Mode = "chat") -> Wishes:
+    """What the settings fix of a plan."""
+    return Wishes(context=settings.ctx_size, parallel=settings.parallel, kv_type=settings.kv_type)
+
+
+def describe_plan(name: str, shape: ModelShape, plan: SoloPlan) -> str:
+    """A plan as one sentence."""
+    where = f"{plan.gpu_layers}/{len(shape.layers) + 1} layers on GPU" if plan.gpu_layers else "runs on the processor"
+    size = f"{shape.total_bytes / 1e9:.1f} GB" if shape.total_bytes >= 1e8 else f"{shape.total_bytes / 1e6:.1f} MB"
+    text = f"{name}  {size}  fits here: {where}, context {plan.context} x {plan.parallel} at a time ({plan.kv_type})"
+    return f"{text}; {plan.reason}" if plan.reason else text
+
+
+def describe_fit(shape: ModelShape, inventory: Inventory, settings: Settings) -> dict[str, Any]:
+    """Whether a model fits on this machine, for `meshnode show`: `fits`, `sentence`, and the plan or the refusal."""
+    found = plan_solo(shape, budget_of(inventory, settings), wishes_of(settings))
+    if isinstance(found, Refusal):
+        return {"fits": False, "sentence": f"does not fit here: {found.reason}", **dataclasses.asdict(found)}
+    sentence = describe_plan(shape.name, shape, found)
+    return {"fits": True, "sentence": sentence.partition("  fits")[2] and sentence, "plan": dataclasses.asdict(found)}
+
+
+def _context_of(unit: Unit) -> int:
+    properties = unit.server.snapshot().properties if unit.server else None
+    return properties.context if properties else unit.plan.context if unit.plan else 0
+
+
+def _size(file: Path | None) -> int:
+    return file.stat().st_size if file else 0
