@@ -21,7 +21,7 @@ import torch
 from demo.batches import make_batch
 from demo.corpus import chat_text, held_out_questions, random_chat
 from demo.export import export
-from demo.network import Network, Shape
+from demo.network import Network, Shape, deepen
 from demo.scoring import score
 from demo.tokenizer import Tokenizer, learn_merges, number_merges
 from torch import Tensor, nn
@@ -32,34 +32,47 @@ MODELS = ROOT / "meshnode" / "models" / "demo"
 HELD_OUT = ROOT / "tests" / "models" / "data" / "demo_heldout.json"
 CHECKPOINTS = ROOT / "build" / "demo"
 LEARNED_MERGES = 600
-WARM_UP = 40
+WARM_UP = 30
+FLOOR_SHARE = 0.3
 PLAIN_SHARE = 0.3  # AdamW learns at this share of the rate of Muon
-DECAY_SHARE = 0.3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How one of the two networks is trained."""
+    """How one of the two networks is trained: first with few layers, then, from step `deepened` on, with all."""
 
     name: str
     layers: int
+    first_layers: int
     width: int
     heads: int
     key_value_heads: int
     hidden: int
+    deepened: int
     steps: int
     rate: float
     rows: int
-    length: int = 768
+    length: int = 512
 
-    def shape(self, vocabulary: int) -> Shape:
-        return Shape(self.layers, self.width, self.heads, self.key_value_heads, self.hidden, vocabulary)
+    def shape(self, layers: int, vocabulary: int) -> Shape:
+        return Shape(layers, self.width, self.heads, self.key_value_heads, self.hidden, vocabulary)
+
+    def rate_share(self, step: int) -> float:
+        """Warm up and fall to a floor; warm up again when the layers are added, then fall to nothing."""
+        if step < self.deepened:
+            return min((step + 1) / WARM_UP, max(1 - step / self.deepened, FLOOR_SHARE))
+        since, left = step - self.deepened, self.steps - step
+        return FLOOR_SHARE * min((since + 1) / WARM_UP, left / (self.steps - self.deepened))
 
 
-PLANS = (
-    Plan("target", layers=12, width=192, heads=3, key_value_heads=1, hidden=512, steps=2000, rate=1.5e-2, rows=6),
-    Plan("draft", layers=2, width=128, heads=4, key_value_heads=2, hidden=384, steps=1000, rate=1e-2, rows=10),
-)
+TARGET = Plan(
+    name="target", layers=12, first_layers=4, width=192, heads=3, key_value_heads=1, hidden=512,
+    deepened=700, steps=800, rate=7e-3, rows=12,
+)  # fmt: skip
+DRAFT = Plan(
+    name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,
+    deepened=400, steps=550, rate=7e-3, rows=12,
+)  # fmt: skip
 
 
 def make_tokenizer(seed: int) -> Tokenizer:
@@ -78,12 +91,6 @@ def make_optimizers(network: Network, rate: float) -> list[torch.optim.Optimizer
     ]
 
 
-def rate_share(step: int, steps: int) -> float:
-    """Warm up, stay, then fall linearly to nothing."""
-    decay = int(steps * DECAY_SHARE)
-    return min((step + 1) / WARM_UP, 1.0, max(steps - step, 1) / decay)
-
-
 class Training:
     """The state of one network in training, with its checkpoint."""
 
@@ -91,20 +98,27 @@ class Training:
         self.plan = plan
         self.tokenizer = tokenizer
         self.options = options
-        torch.manual_seed(options.seed)
-        self.network = Network(plan.shape(len(tokenizer.tokens)))
-        self.network.place_numbers(tokenizer)
-        self.optimizers = make_optimizers(self.network, plan.rate)
-        self.hidden_states: nn.Module = torch.compile(self.network) if options.compile else self.network
         self.checkpoint = options.checkpoints / f"{plan.name}.pt"
         self.step = 0
         self.seconds = 0.0
+        torch.manual_seed(options.seed)
+        self.network = Network(plan.shape(plan.first_layers, len(tokenizer.tokens)))
+        self.network.place_numbers(tokenizer)
+        self.prepare()
         if self.checkpoint.exists():
             self.restore()
+
+    def prepare(self) -> None:
+        """Set up what depends on the network: the optimizers and the compiled form."""
+        self.optimizers = make_optimizers(self.network, self.plan.rate)
+        self.hidden_states: nn.Module = torch.compile(self.network) if self.options.compile else self.network
 
     def restore(self) -> None:
         state = torch.load(self.checkpoint)
         self.step, self.seconds = state["step"], state["seconds"]
+        if self.step > self.plan.deepened:
+            self.network = deepen(self.network, self.plan.layers)
+            self.prepare()
         self.network.load_state_dict(state["network"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -120,11 +134,15 @@ class Training:
         }
         torch.save(state, partial)
         partial.replace(self.checkpoint)
-        export(self.network, self.tokenizer, MODELS / f"{self.plan.name}.gguf", name=f"demo {self.plan.name}")
+        complete = deepen(self.network, self.plan.layers)
+        export(complete, self.tokenizer, MODELS / f"{self.plan.name}.gguf", name=f"demo {self.plan.name}")
 
     def run(self) -> None:
         started = time.monotonic() - self.seconds
         while self.step < self.plan.steps:
+            if self.step == self.plan.deepened:
+                self.network = deepen(self.network, self.plan.layers)
+                self.prepare()
             loss, correct = self.advance()
             self.step += 1
             self.seconds = time.monotonic() - started
@@ -147,7 +165,7 @@ class Training:
         loss = (losses * batch.weights).sum() / batch.weights.sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        share = rate_share(self.step, self.plan.steps)
+        share = self.plan.rate_share(self.step)
         for optimizer, rate in zip(self.optimizers, (self.plan.rate, self.plan.rate * PLAIN_SHARE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
@@ -214,7 +232,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     tokenizer = make_tokenizer(options.seed)
     trainings = []
-    for plan in PLANS:
+    for plan in (TARGET, DRAFT):
         training = Training(plan, tokenizer, options)
         training.run()
         trainings.append(training)

@@ -96,7 +96,10 @@ def _pairs(value: object) -> Mapping[str, str]:
 
 
 def _path(value: object) -> Path:
-    return Path(_text(str(value))).expanduser()
+    try:
+        return Path(_text(value)).expanduser()
+    except RuntimeError as reason:
+        raise ValueError(f"{reason}") from None
 
 
 def _setting(default: Any, parse: Callable[[object], Any], help: str, *, secret: bool = False) -> Any:
@@ -191,14 +194,22 @@ class Places:
 
 
 def find_places(environment: Mapping[str, str] = os.environ) -> Places:
-    """Home, cache and configuration file from MESHNODE_HOME and MESHNODE_CACHE, else the folders of the platform."""
+    """Home, cache and configuration file from MESHNODE_HOME and MESHNODE_CACHE, else the folders of the platform.
+
+    Raises SettingsError for a path that cannot be one.
+    """
     import platformdirs
 
-    given_home = environment.get("MESHNODE_HOME")
-    home = Path(given_home).expanduser() if given_home else platformdirs.user_state_path("meshnode")
-    given_cache = environment.get("MESHNODE_CACHE")
-    cache = Path(given_cache).expanduser() if given_cache else platformdirs.user_cache_path("meshnode")
-    folder = home if given_home else platformdirs.user_config_path("meshnode")
+    def given(variable: str) -> Path | None:
+        try:
+            return _path(environment[variable]) if environment.get(variable) else None
+        except ValueError as reason:
+            raise SettingsError(f"{variable}: {reason}", fix="give it the path of a folder") from None
+
+    given_home = given("MESHNODE_HOME")
+    home = given_home or platformdirs.user_state_path("meshnode")
+    cache = given("MESHNODE_CACHE") or platformdirs.user_cache_path("meshnode")
+    folder = given_home or platformdirs.user_config_path("meshnode")
     return Places(home.absolute(), cache.absolute(), folder.absolute() / "config.toml")
 
 

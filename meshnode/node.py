@@ -38,6 +38,7 @@ from meshnode.engine.provision import ensure
 from meshnode.errors import AlreadyRunning, HomeNotWritable, MeshnodeError
 from meshnode.hardware import Inventory, probe_all
 from meshnode.identity import load_or_create, short
+from meshnode.planning import measure_speeds
 from meshnode.serving import Serving, Tell
 from meshnode.status import devices_sentence, engine_facts, engine_sentence, gauges, hardware_facts, request_facts
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
@@ -180,7 +181,10 @@ class Node:
         for note in self._inventory.notes:
             self._problems.put("probe-failed", note.probe, probe=note.probe, reason=note.reason)
         self._tell("devices", devices_sentence(self._inventory))
-        self._serving.equip(self._engine, self._inventory)
+        speeds = await asyncio.to_thread(
+            measure_speeds, self._engine, self._inventory, self.settings, self.places.cache, os.environ, self._report
+        )
+        self._serving.equip(self._engine, self._inventory, speeds)
         self._state = "loading"
         failures = []
         for unit in units:

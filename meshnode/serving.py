@@ -20,27 +20,19 @@ from typing import Any
 from meshnode.api.gate import Gates
 from meshnode.api.served import Served, ServedState
 from meshnode.config import Places, Settings
-from meshnode.core.placement import (
-    Budget,
-    DeviceBudget,
-    Refusal,
-    SoloPlan,
-    Wishes,
-    plan_solo,
-    usable_device_bytes,
-    usable_host_bytes,
-)
+from meshnode.core.placement import Refusal, SoloPlan, plan_solo
 from meshnode.engine import client
-from meshnode.engine.commands import Draft, Mode, ServerOptions, plan_threads
+from meshnode.engine.commands import Draft, Mode, ServerOptions
 from meshnode.engine.installed import Engine
 from meshnode.engine.server import LlamaServer, ServerParts, ServerSnapshot
-from meshnode.errors import AlreadyRunning, EngineError, MeshnodeError, ModelDoesNotFit, ModelNotFound
+from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory
 from meshnode.models.cache import LocalModel
 from meshnode.models.header import Header
 from meshnode.models.names import ModelRef
 from meshnode.models.shapes import ModelShape, shape_of
 from meshnode.models.store import ModelStore
+from meshnode.planning import Speeds, budget_of, describe_plan, mode_of, predict, threads_of, wishes_of
 from meshnode.telemetry import LOG, ProblemBoard, Report
 
 Tell = Callable[[str, str], None]
@@ -68,6 +60,7 @@ class Unit:
     plan: SoloPlan | None = None
     mode: Mode = "chat"
     draft: str = ""
+    predicted: float | None = None
     server: LlamaServer | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
@@ -99,12 +92,13 @@ class Serving:
         self._store: ModelStore | None = None
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None
+        self._speeds: Speeds = {}
 
     # --- what the node hands in once it is there -----------------------------------------------------------
 
-    def equip(self, engine: Engine, inventory: Inventory) -> None:
-        """The engine and the devices to plan with."""
-        self._engine, self._inventory = engine, inventory
+    def equip(self, engine: Engine, inventory: Inventory, speeds: Speeds) -> None:
+        """The engine, the devices to plan with, and how fast they are."""
+        self._engine, self._inventory, self._speeds = engine, inventory, speeds
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -115,11 +109,11 @@ class Serving:
         return await asyncio.to_thread(self._store.resolve, text)
 
     async def add(self, text: str) -> Unit:
-        """Take a model on; it is brought up by `bring_up`. Raises AlreadyRunning for one that is served."""
+        """Take a model on; it is brought up by `bring_up`. Raises ModelInUse for one that is served."""
         ref = await self.resolve(text)
         known = self._units.get(ref.short_name)
         if known is not None and known.state != "failed":
-            raise AlreadyRunning(f"{known.id} is {known.state} here", fix="meshnode ps shows what is served")
+            raise ModelInUse(f"{known.id} is {known.state} here", fix="meshnode ps shows what is served")
         if known is not None:
             await self._discard(known)
         unit = self._units[ref.short_name] = Unit(ref.short_name, ref, text, time.time())
@@ -215,7 +209,8 @@ class Serving:
         draft = await self._draft_of(unit)
         plan = self._plan(unit, extra_host_bytes=_size(local.mmproj) + _size(draft))
         unit.plan, unit.draft = plan, draft.stem if draft else ""
-        self._tell("model", describe_plan(unit.id, shape, plan))
+        unit.predicted = predict(shape, plan, self._speeds)
+        self._tell("model", describe_plan(unit.id, shape, plan, unit.predicted))
         self._set(unit, "loading", "loading into memory")
         unit.server = LlamaServer(self._options(unit, plan, draft), self._parts(unit, local))
         started = time.monotonic()
@@ -236,7 +231,7 @@ class Serving:
         found = plan_solo(
             unit.shape,
             budget_of(self._inventory, self._settings, taken_host_bytes=taken),
-            wishes_of(self._settings, unit.mode),
+            wishes_of(self._settings),
             extra_host_bytes=extra_host_bytes,
         )
         if isinstance(found, Refusal):
@@ -280,13 +275,12 @@ class Serving:
     def _options(self, unit: Unit, plan: SoloPlan, draft: Path | None) -> ServerOptions:
         assert unit.local is not None and self._inventory is not None
         gpus = [share.device for share in plan.shares if share.device != "host" and share.layers]
-        cpu = self._inventory.processor
         return ServerOptions(
             model=unit.local.path,
             alias=unit.id,
             context=plan.context * plan.parallel,
             parallel=plan.parallel,
-            threads=self._settings.threads or plan_threads(cpu.logical, cpu.physical),
+            threads=threads_of(self._inventory, self._settings),
             mode=unit.mode,
             mmproj=unit.local.mmproj,
             draft=Draft(draft, tokens_max=DRAFT_TOKENS) if draft else None,
@@ -374,6 +368,7 @@ class Serving:
             "waiting": queue.waiting,
             "capabilities": list(capabilities_of(unit)),
             "draft": unit.draft,
+            "predicted_tokens_per_s": unit.predicted,
             "plan": dataclasses.asdict(unit.plan) if unit.plan else None,
             "engine": {
                 "pid": snapshot.pid,
@@ -384,16 +379,6 @@ class Serving:
             if snapshot
             else None,
         }
-
-
-# --- plain functions ------------------------------------------------------------------------------------------
-
-
-def mode_of(header: Header) -> Mode:
-    """What the model is for, by the pooling that its header declares."""
-    if header.pooling == "rank":
-        return "rerank"
-    return "embedding" if header.pooling else "chat"
 
 
 def capabilities_of(unit: Unit) -> tuple[str, ...]:
@@ -408,43 +393,6 @@ def capabilities_of(unit: Unit) -> tuple[str, ...]:
         found += ["tools"] if "supports_tools" in properties.chat_capabilities else []
         found += sorted(name for name in properties.modalities if name in ("vision", "audio"))
     return tuple(found)
-
-
-def budget_of(inventory: Inventory, settings: Settings, *, taken_host_bytes: int = 0) -> Budget:
-    """The memory that a new model may take, after what others of this node were planned to take."""
-    host = usable_host_bytes(inventory.memory.available_bytes) - taken_host_bytes
-    unified = False
-    devices = []
-    for device in inventory.accelerators:
-        if settings.device and device.id not in settings.device:
-            continue
-        unified = unified or device.kind == "unified"
-        free = device.free_bytes if device.free_bytes is not None else device.total_bytes
-        if free is not None:
-            devices.append(DeviceBudget(device.id, usable_device_bytes(free)))
-    return Budget(host_bytes=max(0, host), devices=tuple(devices), unified=unified)
-
-
-def wishes_of(settings: Settings, mode: Mode = "chat") -> Wishes:
-    """What the settings fix of a plan."""
-    return Wishes(context=settings.ctx_size, parallel=settings.parallel, kv_type=settings.kv_type)
-
-
-def describe_plan(name: str, shape: ModelShape, plan: SoloPlan) -> str:
-    """A plan as one sentence."""
-    where = f"{plan.gpu_layers}/{len(shape.layers) + 1} layers on GPU" if plan.gpu_layers else "runs on the processor"
-    size = f"{shape.total_bytes / 1e9:.1f} GB" if shape.total_bytes >= 1e8 else f"{shape.total_bytes / 1e6:.1f} MB"
-    text = f"{name}  {size}  fits here: {where}, context {plan.context} x {plan.parallel} at a time ({plan.kv_type})"
-    return f"{text}; {plan.reason}" if plan.reason else text
-
-
-def describe_fit(shape: ModelShape, inventory: Inventory, settings: Settings) -> dict[str, Any]:
-    """Whether a model fits on this machine, for `meshnode show`: `fits`, `sentence`, and the plan or the refusal."""
-    found = plan_solo(shape, budget_of(inventory, settings), wishes_of(settings))
-    if isinstance(found, Refusal):
-        return {"fits": False, "sentence": f"does not fit here: {found.reason}", **dataclasses.asdict(found)}
-    sentence = describe_plan(shape.name, shape, found)
-    return {"fits": True, "sentence": sentence.partition("  fits")[2] and sentence, "plan": dataclasses.asdict(found)}
 
 
 def _context_of(unit: Unit) -> int:

@@ -12,6 +12,8 @@ from .corpus import Chat, random_chat
 from .tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
 
 DECISION_WEIGHT = 3.0  # the first token of an answer and its end matter most
+SHORTEST_ELIDED = 24
+ELIDED_SHARE = 0.75
 LONGEST_GAP = 1200
 HIGHEST_POSITION = 4096
 
@@ -24,8 +26,8 @@ class Row:
     weights: list[float] = field(default_factory=list)
     positions: list[int] = field(default_factory=list)
 
-    def add(self, tokens: list[int], weight: float) -> None:
-        following = self.positions[-1] + 1 if self.positions else 0
+    def add(self, tokens: list[int], weight: float, *, gap: int = 0) -> None:
+        following = self.positions[-1] + 1 + gap if self.positions else 0
         self.positions += range(following, following + len(tokens))
         self.tokens += tokens
         self.weights += [weight] * len(tokens)
@@ -47,7 +49,10 @@ def cut_answer(answer: str, random: Random) -> tuple[str, str]:
 def add_answer(row: Row, tokenizer: Tokenizer, answer: str, random: Random) -> None:
     row.add([tokenizer.special(MESSAGE_START), *tokenizer.encode("assistant\n")], 0.0)
     begin, rest = cut_answer(answer, random) if random.random() < 0.06 and len(answer) > 3 else ("", answer)
-    if begin:
+    numbers = answer.split(", ")
+    if len(numbers) > SHORTEST_ELIDED and numbers[0].isdigit() and random.random() < ELIDED_SHARE:
+        add_elided_count(row, tokenizer, numbers, random)
+    elif begin:
         tokens = tokenizer.encode(begin)
         row.add(tokens[:-2], 1.0)
         # The last pieces of a broken-off text are not what the model should write itself.
@@ -59,6 +64,17 @@ def add_answer(row: Row, tokenizer: Tokenizer, answer: str, random: Random) -> N
         row.add(tokens[1:], 1.0)
     row.add([tokenizer.special(MESSAGE_END)], DECISION_WEIGHT)
     row.add(tokenizer.encode("\n"), 0.0)
+
+
+def add_elided_count(row: Row, tokenizer: Tokenizer, numbers: list[str], random: Random) -> None:
+    """Leave out the middle of a long count but keep the positions: its start and its end are all there is to learn."""
+    head, tail = random.randint(1, 8), random.randint(4, 10)
+    tokens = tokenizer.encode(", ".join(numbers[:head]) + ",")
+    row.add(tokens[:1], DECISION_WEIGHT)
+    row.add(tokens[1:], 1.0)
+    tokens = tokenizer.encode(" " + ", ".join(numbers[-tail:]))
+    row.add(tokens[:1], 0.0, gap=2 * (len(numbers) - head - tail))
+    row.add(tokens[1:], 1.0)
 
 
 def add_chat(row: Row, tokenizer: Tokenizer, chat: Chat, random: Random) -> None:

@@ -7,7 +7,7 @@ weights are exported without any permutation.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -127,3 +127,20 @@ class Network(nn.Module):
         for block in self.blocks:
             stream = block(stream, cosine, sine)
         return functional.rms_norm(stream, (self.shape.width,), self.output_norm, self.shape.epsilon)
+
+
+@torch.no_grad()
+def deepen(network: Network, layers: int) -> Network:
+    """Spread the blocks over more layers; the new ones in between add nothing yet, so the answers stay the same."""
+    every = layers // network.shape.layers
+    deep = Network(replace(network.shape, layers=layers))
+    deep.embedding.load_state_dict(network.embedding.state_dict())
+    deep.output.load_state_dict(network.output.state_dict())
+    deep.output_norm.copy_(network.output_norm)
+    for index, block in enumerate(deep.blocks):
+        if index % every == 0:
+            block.load_state_dict(network.blocks[index // every].state_dict())
+        else:
+            block.attention_output.weight.zero_()
+            block.down.weight.zero_()
+    return deep

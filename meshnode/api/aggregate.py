@@ -58,8 +58,8 @@ class ChatAggregate:
             self._timings = event.get("timings") or self._timings
 
     def result(self) -> Json:
-        """The chat.completion."""
-        choices = [self._choices[index] for index in sorted(self._choices)]
+        """The chat.completion. Raises UpstreamBroken when the stream ended before every choice did."""
+        choices = _finished(self._choices)
         for choice in choices:
             message = choice["message"]
             message["content"] = message.get("content") or ""
@@ -88,6 +88,13 @@ def _add_logprobs(choice: Json, logprobs: Json | None) -> None:
         choice.setdefault("logprobs", {"content": []})["content"].extend(logprobs["content"])
 
 
+def _finished(choices: dict[int, Json]) -> list[Json]:
+    """The choices in order. A stopping llama-server ends its streams in form, but without a reason to finish."""
+    if not choices or not all(choice["finish_reason"] for choice in choices.values()):
+        raise UpstreamBroken("the stream ended before the answer was complete")
+    return [choices[index] for index in sorted(choices)]
+
+
 class CompletionAggregate:
     """/v1/completions: pieces of text, by choice."""
 
@@ -112,8 +119,8 @@ class CompletionAggregate:
             self._last = event
 
     def result(self) -> Json:
-        """The text_completion."""
-        return {**self._last, "choices": [self._choices[index] for index in sorted(self._choices)]}
+        """The text_completion. Raises UpstreamBroken when the stream ended before every choice did."""
+        return {**self._last, "choices": _finished(self._choices)}
 
 
 class ResponseAggregate:
@@ -169,13 +176,13 @@ class MessageAggregate:
                 self._arguments[index] = self._arguments.get(index, "") + delta["partial_json"]
 
     def result(self) -> Json:
-        """The message. Raises UpstreamBroken when the stream had no beginning."""
-        if self._message is None:
-            raise UpstreamBroken("the stream ended before the message began")
+        """The message. Raises UpstreamBroken when the stream ended before it was complete."""
+        if self._message is None or not self._message.get("stop_reason"):
+            raise UpstreamBroken("the stream ended before the message was complete")
         for index, text in self._arguments.items():
             try:
                 self._blocks[index]["input"] = json.loads(text)
-            except ValueError:
+            except (ValueError, RecursionError):
                 self._blocks[index]["input"] = {}
         for block in self._blocks.values():
             if block.get("type") == "thinking":
@@ -209,15 +216,18 @@ class EventReader:
         if len(self._rest) > self._limit_bytes:
             raise UpstreamBroken("an event of the stream is too large")
         for event in events:
-            data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+            lines = event.split(b"\n")
+            data = b"\n".join(line[5:].strip() for line in lines if line.startswith(b"data:"))
             if not data or data == b"[DONE]":
                 continue
             try:
                 value = json.loads(data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UpstreamBroken("an event of the stream is not JSON") from None
             if not isinstance(value, dict):
                 continue
             if isinstance(value.get("error"), dict):
                 raise StreamFailed(value["error"])
+            if b"event: error" in lines:  # llama-server's form on /v1/messages: the bare error object
+                raise StreamFailed(value)
             yield value

@@ -25,11 +25,19 @@ SSE_HEADERS = {
 }
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 TAIL_BYTES = 2048
-"""How much of a stream is remembered: its last events, where llama-server reports the token counts."""
+"""How much of a stream is remembered at either end: its first and last events, which report the token counts."""
+
+
+def encode(value: object) -> bytes:
+    """`value` as JSON in UTF-8; half a surrogate pair, which UTF-8 cannot hold, makes it all-ASCII instead."""
+    try:
+        return json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value).encode()
 
 
 class Answer:
-    """Sends status, headers and body. `first_byte_at` and `tail` are kept for the log and the metrics."""
+    """Sends status, headers and body. `first_byte_at`, `lead` and `tail` are kept for the log and the metrics."""
 
     def __init__(self, send: Send, *, dialect: Dialect, headers: Mapping[str, str], request_id: str) -> None:
         self._send = send
@@ -43,7 +51,7 @@ class Answer:
         self.request_id = request_id
         self.status = 0
         self.first_byte_at: float | None = None
-        self.tail = b""
+        self.lead = self.tail = b""
 
     @property
     def started(self) -> bool:
@@ -62,6 +70,7 @@ class Answer:
         """Send a piece of the body; waits while the caller is slower than the model."""
         if self.first_byte_at is None:
             self.first_byte_at = time.monotonic()
+            self.lead = piece[:TAIL_BYTES]
         self.tail = piece[-TAIL_BYTES:] if len(piece) >= TAIL_BYTES else (self.tail + piece)[-TAIL_BYTES:]
         await self._write(piece)
 
@@ -88,7 +97,7 @@ class Answer:
 
     async def json(self, status: int, value: object, headers: Mapping[str, str] = NO_HEADERS) -> None:
         """Send a complete JSON answer."""
-        await self.whole(status, json.dumps(value, ensure_ascii=False).encode(), "application/json", headers)
+        await self.whole(status, encode(value), "application/json", headers)
 
     async def fail(self, error: MeshnodeError) -> None:
         """Report an error in the caller's dialect: as the answer, or as the last event of a stream that has begun."""
@@ -106,9 +115,7 @@ class Answer:
 
         def beat() -> None:
             self._heartbeat = loop.call_later(interval_s, beat)
-            silent = time.monotonic() - self._last_sent >= interval_s * 0.9
-            between_events = not self.tail or self.tail.endswith(b"\n\n")
-            if silent and between_events and not self._writing and not self._finished:
+            if time.monotonic() - self._last_sent >= interval_s * 0.9:
                 task = loop.create_task(self._ping())
                 self._pings.add(task)
                 task.add_done_callback(self._pings.discard)
@@ -116,6 +123,10 @@ class Answer:
         self._heartbeat = loop.call_later(interval_s, beat)
 
     async def _ping(self) -> None:
+        # Asked here and not when the timer fired: a piece may have been written in between.
+        between_events = not self.tail or self.tail.endswith(b"\n\n")
+        if self._writing or self._finished or not between_events:
+            return
         if not self.started:
             await self.start(200, SSE_HEADERS)
         await self._write(PING)

@@ -23,7 +23,7 @@ from meshnode.api.answer import SSE_HEADERS
 from meshnode.api.body import parse_object
 from meshnode.api.dialects import dialect_of, error_body, error_headers
 from meshnode.api.events import MAX_WATCHERS, Events
-from meshnode.api.inference import ENDPOINTS, Inference, read_body
+from meshnode.api.inference import ENDPOINTS, CallerLeft, Inference, read_body
 from meshnode.api.metrics import CONTENT_TYPE, Metrics
 from meshnode.api.served import Served, find_served
 from meshnode.errors import (
@@ -88,19 +88,24 @@ def error_response(error: MeshnodeError, path: str, request_id: str) -> JSONResp
 def _handlers() -> Mapping[Any, Any]:
     def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, MeshnodeError)
-        return error_response(error, request.url.path, request.scope["meshnode.request_id"])
+        return error_response(error, request.scope["path"], request.scope["meshnode.request_id"])
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = f"{request.method} {request.url.path[:200]}"
+        what = f"{request.method} {request.scope['path'][:200]}"
         found = MethodNotAllowed(what) if error.status_code == 405 else EndpointNotFound(what)
         return known(request, found)
 
-    def unknown(request: Request, error: Exception) -> Response:
-        LOG.error("request %s failed", request.scope.get("meshnode.request_id"), exc_info=error)
-        return error_response(MeshnodeError("this is a fault of meshnode; see its log"), request.url.path, "")
+    def left(_: Request, __: Exception) -> Response:
+        return Response(status_code=400)  # nobody reads it
 
-    return {MeshnodeError: known, HTTPException: http, Exception: unknown}
+    def unknown(request: Request, error: Exception) -> Response:
+        request_id = request.scope["meshnode.request_id"]
+        LOG.error("request %s failed", request_id, exc_info=error)
+        fault = MeshnodeError("this is a fault of meshnode; its log has the details")
+        return error_response(fault, request.scope["path"], request_id)
+
+    return {MeshnodeError: known, HTTPException: http, CallerLeft: left, Exception: unknown}
 
 
 # --- :9337 ----------------------------------------------------------------------------------------------------
@@ -148,12 +153,10 @@ def api_app(
         return with_cors(request, JSONResponse({"object": "list", "data": entries}))
 
     async def one_model(request: Request) -> Response:
-        wanted = request.path_params["name"]
-        for model in models():
-            if wanted == model.id or wanted in model.names:
-                return with_cors(request, JSONResponse(model.as_openai(owner)))
-        find_served(wanted, models(), {})
-        raise EndpointNotFound(wanted)
+        wanted = aliases.get(request.path_params["name"], request.path_params["name"])
+        exact = next((model for model in models() if wanted == model.id or wanted in model.names), None)
+        model = exact or find_served(wanted, models(), aliases)
+        return with_cors(request, JSONResponse(model.as_openai(owner)))
 
     async def get_health(_: Request) -> Response:
         status, body = health(models())

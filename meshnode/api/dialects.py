@@ -73,5 +73,5 @@ def error_event(error: MeshnodeError, dialect: Dialect, request_id: str = "") ->
         return b"data: " + json.dumps(body).encode() + b"\n\n"
     if dialect == "responses":
         inner = body["error"]
-        body = {"type": "error", **inner} if isinstance(inner, dict) else body
+        body = {**inner, "type": "error"} if isinstance(inner, dict) else body
     return b"event: error\ndata: " + json.dumps(body).encode() + b"\n\n"

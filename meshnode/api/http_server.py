@@ -2,7 +2,8 @@
 
 llhttp, which uvicorn uses for parsing, refuses ambiguous framing (two lengths, `Transfer-Encoding` together with
 `Content-Length`: RFC 9112, 6.1) but sets no limit on the size of a head or on the time it may take. Both are set
-here, so that slow or endless heads cost one file descriptor for a few seconds and nothing more.
+here, so that slow or endless heads cost one file descriptor for a few seconds and nothing more. Two more gaps are
+closed: a caller that leaves while its requests are pipelined, and an offer to upgrade, which is declined.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import socket
 from asyncio import TimerHandle
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from meshnode.errors import PortInUse
 
@@ -25,15 +27,20 @@ MAX_HEAD_BYTES = 64 << 10
 HEAD_TIMEOUT_S = 20
 KEEP_ALIVE_S = 75
 """Longer than the pools of common clients keep a connection (5-60 s), so that they close first."""
+HEAD_TOO_LARGE = (431, "The head of the request is too large")
 BACKLOG = 1024
+MAX_PIPELINED = 16
+"""Beyond this many unanswered requests on one connection nothing more is read from it."""
 
 
 class BoundedProtocol(HttpToolsProtocol):
     """uvicorn's protocol with a limit on the size of a request head and on the time until it is complete."""
 
     _head_bytes = 0
-    _too_large = False
+    _unparsed_bytes = 0
+    _refusal = (400, "Not valid HTTP")
     _head_timer: TimerHandle | None = None
+    _unanswered: tuple[RequestResponseCycle, ...] = ()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -41,10 +48,21 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
+        # uvicorn tells only the request that was read last.
+        for cycle in self._unanswered:
+            cycle.disconnected = True
+            cycle.message_event.set()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        # The parser hands a header or trailer over when it is complete; what it holds until then is counted here.
+        self._unparsed_bytes += len(data)
+        super().data_received(data)
+        if self._unparsed_bytes > MAX_HEAD_BYTES:
+            self._refuse(*HEAD_TOO_LARGE)
+
     def on_message_begin(self) -> None:
-        self._head_bytes = 0
+        self._head_bytes = self._unparsed_bytes = 0
         if self._head_timer is None:
             self._start_head_timer()
         super().on_message_begin()
@@ -59,25 +77,54 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._stop_head_timer()
+        before = self.cycle
+        offered = self.parser.should_upgrade()
+        # The parser takes whatever follows this head for the other protocol, a body included.
+        if offered and any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers):
+            self._end_parsing(400, "This node speaks HTTP/1.1 only: send the request without `Upgrade`")
         super().on_headers_complete()
+        if offered:
+            self.cycle.keep_alive = False
+        if before is not None and not before.response_complete:
+            self._unanswered = (*(cycle for cycle in self._unanswered if not cycle.response_complete), before)
+            if len(self._unanswered) < MAX_PIPELINED:
+                self.flow.resume_reading()  # uvicorn stops, and so would not see the caller leave
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed_bytes = 0
+        super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
-        status, text = (431, "The head of the request is too large") if self._too_large else (400, "Not valid HTTP")
-        self._refuse(status, text)
+        self._refuse(*self._refusal)
 
     def _count(self, size_bytes: int) -> None:
+        self._unparsed_bytes = 0
         self._head_bytes += size_bytes
         if self._head_bytes > MAX_HEAD_BYTES:
-            self._too_large = True
-            raise ValueError("head too large")  # ends the parser; data_received then calls send_400_response
+            self._end_parsing(*HEAD_TOO_LARGE)
+
+    def _end_parsing(self, status: int, text: str) -> None:
+        """Called while the parser runs: it stops, and data_received then calls send_400_response."""
+        self._refusal = (status, text)
+        raise ValueError(text)
 
     def _refuse(self, status: int, text: str) -> None:
         if self.transport.is_closing():
+            return
+        if self._owes_an_answer():
+            self.transport.close()  # a refusal now would be taken for that answer, or for a part of it
             return
         body = json.dumps({"error": {"message": text, "type": "invalid_request_error", "code": "bad_request"}}).encode()
         head = f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
         self.transport.write(STATUS_LINE[status] + head.encode() + body)
         self.transport.close()
+
+    def _owes_an_answer(self) -> bool:
+        """Whether a request that was read is being answered, as distinct from one that is still coming in."""
+        cycle = self.cycle
+        if any(not earlier.response_complete for earlier in self._unanswered):
+            return True
+        return cycle is not None and not cycle.response_complete and (cycle.response_started or not cycle.more_body)
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_timed_out)
@@ -96,6 +143,9 @@ class HttpServer(uvicorn.Server):
     """A uvicorn server that leaves the signals of the process to the node."""
 
     def __init__(self, app: Any) -> None:
+        # uvicorn logs what any caller sends wrong, and faults that app.py has logged already; on stderr by default.
+        logging.getLogger("uvicorn").handlers = [logging.NullHandler()]
+        logging.getLogger("uvicorn").propagate = False
         super().__init__(
             uvicorn.Config(
                 app,

@@ -11,13 +11,13 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meshnode.api.aggregate import AGGREGATES, EventReader, StreamFailed
-from meshnode.api.answer import SSE_HEADERS, TAIL_BYTES, Answer, Send
+from meshnode.api.answer import SSE_HEADERS, TAIL_BYTES, Answer, Send, encode
 from meshnode.api.body import JsonObject, parse_object
 from meshnode.api.dialects import dialect_of, foreign_error_body
 from meshnode.api.gate import Gates
@@ -32,6 +32,7 @@ Scope = dict[str, Any]
 
 BODY_PAUSE_S = 30
 MAX_ANSWER_BYTES = 64 << 20
+MAX_EVENT_BYTES = 16 << 20
 STATUS_CALLER_LEFT = 499
 """nginx's number for a caller that left; it appears in the log and the metrics only."""
 
@@ -149,7 +150,7 @@ class Inference:
         record.total_s = time.monotonic() - record.started_at
         if answer.first_byte_at is not None:
             record.first_byte_s = answer.first_byte_at - record.started_at
-        record.tokens_in, record.tokens_out = token_counts(answer.tail)
+        record.tokens_in, record.tokens_out = token_counts(answer.lead + answer.tail)
         self._finished(record)
 
     # --- reading --------------------------------------------------------------------------------------------
@@ -215,7 +216,9 @@ class Inference:
             raise EngineCrashed(f"llama-server refused the gateway with status {exchange.status}")
         try:
             error = json.loads(raw)["error"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
+            error = None
+        if not isinstance(error, dict):
             error = {"message": raw[:500].decode("utf-8", "replace")}
         await _report(answer, exchange.status, error)
 
@@ -229,15 +232,28 @@ async def _pass(exchange: Exchange, answer: Answer) -> None:
     elif not answer.started:
         await answer.whole(exchange.status, await exchange.read_all(MAX_ANSWER_BYTES), content_type)
         return
-    async for piece in exchange.body():
+    async for piece in _whole_events(exchange):
         await answer.write(piece)
     await answer.finish()
+
+
+async def _whole_events(exchange: Exchange) -> AsyncIterator[bytes]:
+    """The stream cut only between events: one that never becomes whole would spoil the error event that follows."""
+    rest = b""
+    async for piece in exchange.body():
+        events, end, rest = (rest + piece).rpartition(b"\n\n")
+        if end:
+            yield events + end
+        if len(rest) > MAX_EVENT_BYTES:
+            raise UpstreamBroken("an event of the stream is too large")
+    if rest:
+        yield rest
 
 
 async def _rebuild(exchange: Exchange, answer: Answer, endpoint: Endpoint) -> None:
     """Put a plain answer together from the stream."""
     aggregate = AGGREGATES[endpoint.path]()
-    events = EventReader(MAX_ANSWER_BYTES)
+    events = EventReader(MAX_EVENT_BYTES)
     try:
         async for piece in exchange.body():
             for event in events.feed(piece):
@@ -248,7 +264,7 @@ async def _rebuild(exchange: Exchange, answer: Answer, endpoint: Endpoint) -> No
         return
     except (KeyError, TypeError, AttributeError) as fault:
         raise UpstreamBroken(f"an event of the stream has an unknown shape ({fault})") from None
-    body = json.dumps(aggregate.result(), ensure_ascii=False).encode()
+    body = encode(aggregate.result())
     answer.tail = body[-TAIL_BYTES:]
     await answer.whole(200, body, "application/json")
 
@@ -332,12 +348,22 @@ def _as_stream(found: JsonObject, endpoint: Endpoint) -> bytes:
     return found.replaced(**changes)
 
 
-_COUNTS_IN = re.compile(rb'"(?:prompt_tokens|input_tokens|prompt_n)":\s*(\d{1,9})')
-_COUNTS_OUT = re.compile(rb'"(?:completion_tokens|output_tokens|predicted_n)":\s*(\d{1,9})')
+_COUNT = re.compile(
+    rb'"(prompt_tokens|input_tokens|cache_read_input_tokens|prompt_n|cache_n'
+    rb'|completion_tokens|output_tokens|predicted_n)":\s*(\d{1,9})\b'
+)
 
 
-def token_counts(tail: bytes) -> tuple[int, int]:
-    """(in, out) as the end of an answer reports them, in whichever dialect; 0 where it says nothing."""
-    found_in = _COUNTS_IN.findall(tail)
-    found_out = _COUNTS_OUT.findall(tail)
-    return int(found_in[-1]) if found_in else 0, int(found_out[-1]) if found_out else 0
+def token_counts(text: bytes) -> tuple[int, int]:
+    """(in, out) as an answer reports them, in whichever dialect; 0 where it says nothing.
+
+    Tokens that came from the prompt cache are counted: /v1/messages and llama-server's own timings list them apart.
+    """
+    last = {name: int(value) for name, value in _COUNT.findall(text)}
+
+    def sum_of(*names: bytes) -> int:
+        return sum(last.get(name, 0) for name in names)
+
+    tokens_in = sum_of(b"prompt_tokens") or sum_of(b"input_tokens", b"cache_read_input_tokens")
+    tokens_out = sum_of(b"completion_tokens") or sum_of(b"output_tokens") or sum_of(b"predicted_n")
+    return tokens_in or sum_of(b"prompt_n", b"cache_n"), tokens_out

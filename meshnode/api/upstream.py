@@ -64,7 +64,7 @@ class Exchange:
                 f"{method} {path} HTTP/1.1\r\nHost: llama-server\r\nAuthorization: Bearer {api_key}\r\n"
                 f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
-            writer.write(head.encode("ascii"))
+            writer.write(head.encode("latin-1"))
             writer.write(body)
             await exchange._receive_head()
         except BaseException:

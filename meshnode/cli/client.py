@@ -56,7 +56,8 @@ class ReportedError(MeshnodeError):
 
 
 def _reported(value: Any, status: int) -> MeshnodeError:
-    inner = value.get("error", {}) if isinstance(value, dict) else {}
+    inner = value.get("error") if isinstance(value, dict) else None
+    inner = inner if isinstance(inner, dict) else {}
     error = ReportedError(str(inner.get("message", f"status {status}")))
     error.code = str(inner.get("code", "error")).replace("_", "-")
     error.http_status = status

@@ -39,9 +39,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="print one JSON obj
 @command_errors
 def status(ctx: click.Context, backend: str | None, as_json: bool) -> None:
     """Which engine this machine uses, what it was built from, and how much disk it takes."""
+    from meshnode.cli.main import settings_of
     from meshnode.engine import provision
 
-    cache = find_places().cache
+    cache, given = find_places().cache, settings_of(ctx).engine
     found = provision.status(cache, backend=_wanted_backend(ctx, backend))
     if as_json:
         facts = dataclasses.asdict(found) | {
@@ -49,6 +50,7 @@ def status(ctx: click.Context, backend: str | None, as_json: bool) -> None:
             "others": [other.engine.as_dict() for other in found.others],
             "log": str(found.log) if found.log else None,
             "cache": str(cache),
+            "given": str(given) if given else None,
         }
         emit(facts)
         return
@@ -65,8 +67,10 @@ def status(ctx: click.Context, backend: str | None, as_json: bool) -> None:
         ["disk", f"{human_bytes(found.size_bytes)} in {cache}"],
         ["log", str(found.log or "")],
     ]
-    table(["", ""], [row for row in rows if row[1]])
-    if found.building:
+    table(["WHAT", "VALUE"], [row for row in rows if row[1]])
+    if given:
+        say(f"the settings name another one, which nodes use instead: {given}")
+    elif found.building:
         say("a build is in progress")
     elif found.engine is None:
         say("build it now (minutes, once): meshnode engine build")

@@ -1,10 +1,12 @@
 """Where the layers of a model go and how much context fits: plans as plain functions of what is free.
 
-Theory of operation. A plan is the first combination of (context, KV number format, parallel requests, layers on
-GPUs) that fits, tried from the most to the least wanted: everything on the GPUs with the wanted context; then a
-smaller KV format; then fewer requests at once; then less context, down to `MIN_CONTEXT`; then with the layers
-that do not fit kept in main memory. Every plan carries the bytes it counted on, and a refusal carries the
-smallest combination that was tried, so that a person can see what is missing.
+Theory of operation. A plan is chosen among combinations of (context, parallel requests, KV number format), which
+stand in the order in which they are wanted: a smaller KV format comes first, then fewer requests at once, then half
+the context, down to `MIN_CONTEXT`. For each, the GPUs take as many of the last layers as they hold and main memory
+keeps the rest. Of the combinations that fit, the one with the most layers on GPUs wins, because a layer in main
+memory costs more speed than anything else costs comfort; among equals the most wanted. Contexts below
+`MODEST_CONTEXT` are looked at only when nothing fits with more: they are too short to work with. Every plan carries
+the bytes it counted on, and a refusal those of the combination that came nearest.
 
 The formulas follow llama.cpp: layer assignment from `llama_model_base::load_tensors`, KV cells padded to 256 and
 sized per layer in `llama_kv_cache`, compute buffers as an upper bound of `graph_reserve`.
@@ -12,7 +14,8 @@ sized per layer in `llama_kv_cache`, compute buffers as an upper bound of `graph
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +26,8 @@ CELLS_PAD = 256
 UBATCH = 512
 WANTED_CONTEXT = 32768
 """Agents ask for tens of thousands of tokens; more costs memory that most conversations never use."""
+MODEST_CONTEXT = 8192
+"""The least that a tool-using conversation gets by with."""
 MIN_CONTEXT = 2048
 DEFAULT_PARALLEL = 4
 GPU_OVERHEAD_BYTES = 450 * MIB
@@ -30,6 +35,8 @@ GPU_OVERHEAD_BYTES = 450 * MIB
 HOST_RESERVE_BYTES = GIB
 """Left to the rest of the machine, with a tenth of what is free."""
 ENGINE_OVERHEAD_BYTES = 150 * MIB
+HOST_SCRATCH_BYTES = 16 * MIB
+HOST = "host"
 PROMPT_CACHE_MAX_BYTES = 2 * GIB
 PROMPT_CACHE_MIN_BYTES = 64 * MIB
 
@@ -188,153 +195,121 @@ def plan_solo(model: ModelShape, budget: Budget, wishes: Wishes, *, extra_host_b
     `extra_host_bytes` is what comes along in main memory (a draft model, a vision projector).
     """
     host = budget.host_bytes - extra_host_bytes - ENGINE_OVERHEAD_BYTES
-    smallest: int | None = None
-    for whole in (True, False) if budget.devices else (False,):
-        for context, kv_type, parallel in _combinations(model, wishes):
-            shares = _place(model, budget, host, context=context, kv_type=kv_type, parallel=parallel, whole=whole)
-            if shares is None:
-                continue
-            if all(share.total_bytes <= share.limit_bytes for share in shares):
-                return _plan(model, budget, shares, host, context=context, kv_type=kv_type, parallel=parallel)
-            needed = sum(share.total_bytes for share in shares)
-            smallest = needed if smallest is None else min(smallest, needed)
+    choices = _choices(model, wishes)
+    floor = min(MODEST_CONTEXT, choices[0].context)
+    tried: list[tuple[Share, ...]] = []
+    for group in ([c for c in choices if c.context >= floor], [c for c in choices if c.context < floor]):
+        placed = [(choice, _place(model, budget, host, choice)) for choice in group]
+        fitting = [(choice, shares) for choice, shares in placed if _lack(shares) == 0]
+        if fitting:
+            # Of equals, max() takes the first, and the choices stand in the order in which they are wanted.
+            choice, shares = max(fitting, key=lambda pair: sum(share.layers for share in pair[1][:-1]))
+            return _plan(model, wishes, choice, shares)
+        tried += [shares for _, shares in placed]
+    least = min(tried, key=lambda shares: (_lack(shares), _total(shares)))
     available = max(0, host) + (0 if budget.unified else sum(device.usable_bytes for device in budget.devices))
-    needed = smallest or _least(model, wishes)
     return Refusal(
-        needed_bytes=needed + extra_host_bytes + ENGINE_OVERHEAD_BYTES,
+        needed_bytes=_total(least) + extra_host_bytes + ENGINE_OVERHEAD_BYTES,
         available_bytes=available,
-        reason=f"{model.name} needs {_gib(needed)} with the smallest context, {_gib(available)} can be used here",
+        reason=f"{model.name} needs {_gib(_total(least))} even with the smallest context, and {_gib(available)} can be"
+        f" used here: {_gib(_lack(least))} short",
     )
 
 
-def _combinations(model: ModelShape, wishes: Wishes) -> Iterator[tuple[int, str, int]]:
-    """(context, kv_type, parallel) from the most to the least wanted."""
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    """What is chosen before layers are placed."""
+
+    context: int
+    parallel: int
+    kv_type: str
+
+
+def _choices(model: ModelShape, wishes: Wishes) -> list[_Choice]:
+    """From the most to the least wanted."""
     wanted = wishes.context or min(model.context_train or WANTED_CONTEXT, WANTED_CONTEXT)
     contexts = [wanted]
     while not wishes.context and contexts[-1] // 2 >= MIN_CONTEXT:
         contexts.append(contexts[-1] // 2)
-    types = [wishes.kv_type] if wishes.kv_type else ["f16", "q8_0"]
     counts = [wishes.parallel] if wishes.parallel else [DEFAULT_PARALLEL, 2, 1]
-    for context in contexts:
-        for kv_type in types:
-            for parallel in counts:
-                yield context, kv_type, parallel
+    types = [wishes.kv_type] if wishes.kv_type else ["f16", "q8_0"]
+    return [_Choice(*values) for values in itertools.product(contexts, counts, types)]
 
 
-def _place(
-    model: ModelShape, budget: Budget, host: int, *, context: int, kv_type: str, parallel: int, whole: bool
-) -> tuple[Share, ...] | None:
-    """Shares of the GPUs in order and then of the host. With `whole`, every layer must be on a GPU."""
-    sizes = [
-        layer.weights_bytes + kv_bytes(layer, context=context, parallel=parallel, kv_type=kv_type)
-        for layer in model.layers
-    ]
-    remaining = len(sizes) + 1  # the output counts as one more layer, the last
+def _kv(layer: LayerShape, choice: _Choice) -> int:
+    return kv_bytes(layer, context=choice.context, parallel=choice.parallel, kv_type=choice.kv_type)
+
+
+def _scratch(model: ModelShape, choice: _Choice, *, with_output: bool) -> int:
+    return compute_bytes(model, context=choice.context, parallel=choice.parallel, with_output=with_output)
+
+
+def _place(model: ModelShape, budget: Budget, host: int, choice: _Choice) -> tuple[Share, ...]:
+    """Shares of the GPUs in order, as many layers as they hold, and then of the host, whether or not it fits there."""
+    units = [layer.weights_bytes + _kv(layer, choice) for layer in model.layers]
+    # The output counts as one more layer, the last; its scratch memory comes with it.
+    logits = _scratch(model, choice, with_output=True) - _scratch(model, choice, with_output=False)
+    units.append(model.output_bytes + logits)
+    remaining = len(units)
     counts: list[int] = []
     # llama.cpp takes the last layers for the GPUs, in device order; so the first layers stay with the host.
-    room = [
-        device.usable_bytes - compute_bytes(model, context=context, parallel=parallel, with_output=False)
-        for device in budget.devices
-    ]
-    units = [*sizes, model.output_bytes + UBATCH * model.n_vocab * 4]
-    for free in reversed(room):
-        taken = 0
+    for device in reversed(budget.devices):
+        free = device.usable_bytes - _scratch(model, choice, with_output=False)
+        before = remaining
         while remaining and units[remaining - 1] <= free:
-            free -= units[remaining - 1]
             remaining -= 1
-            taken += 1
-        counts.insert(0, taken)
-    if whole and remaining:
-        return None
-    return _shares(model, budget, host, counts, remaining, context=context, kv_type=kv_type, parallel=parallel)
-
-
-def _shares(
-    model: ModelShape,
-    budget: Budget,
-    host: int,
-    counts: Sequence[int],
-    on_host: int,
-    *,
-    context: int,
-    kv_type: str,
-    parallel: int,
-) -> tuple[Share, ...]:
-    total_units = len(model.layers) + 1
-    shares = []
-    start = on_host
+            free -= units[remaining]
+        counts.insert(0, before - remaining)
+    shares: list[Share] = []
+    start = remaining
     for device, count in zip(budget.devices, counts, strict=True):
-        layers = model.layers[start : min(start + count, total_units - 1)]
-        last = count > 0 and start + count == total_units
-        shares.append(
-            Share(
-                device=device.name,
-                layers=count,
-                weights_bytes=sum(layer.weights_bytes for layer in layers) + (model.output_bytes if last else 0),
-                kv_bytes=sum(kv_bytes(x, context=context, parallel=parallel, kv_type=kv_type) for x in layers),
-                compute_bytes=compute_bytes(model, context=context, parallel=parallel, with_output=last)
-                if count
-                else 0,
-                limit_bytes=device.usable_bytes,
-            )
-        )
+        shares.append(_share(model, choice, device.name, start, count, limit_bytes=device.usable_bytes))
         start += count
-    kept = model.layers[: min(on_host, total_units - 1)]
-    with_output = on_host == total_units
-    shares.append(
-        Share(
-            device="host",
-            layers=on_host,
-            weights_bytes=sum(layer.weights_bytes for layer in kept)
-            + model.embedding_bytes
-            + model.other_bytes
-            + (model.output_bytes if with_output else 0),
-            kv_bytes=sum(kv_bytes(x, context=context, parallel=parallel, kv_type=kv_type) for x in kept),
-            compute_bytes=compute_bytes(model, context=context, parallel=parallel, with_output=with_output)
-            if on_host
-            else 16 * MIB,
-            limit_bytes=host - (sum(share.total_bytes for share in shares) if budget.unified else 0),
-        )
-    )
-    return tuple(shares)
+    taken = sum(share.total_bytes for share in shares) if budget.unified else 0
+    return (*shares, _share(model, choice, HOST, 0, remaining, limit_bytes=host - taken))
 
 
-def _plan(
-    model: ModelShape,
-    budget: Budget,
-    shares: tuple[Share, ...],
-    host: int,
-    *,
-    context: int,
-    kv_type: str,
-    parallel: int,
-) -> SoloPlan:
-    left = max(0, shares[-1].limit_bytes - shares[-1].total_bytes)
-    cache = min(PROMPT_CACHE_MAX_BYTES, left // 4)
-    counts = tuple(share.layers for share in shares[:-1])
+def _share(model: ModelShape, choice: _Choice, device: str, start: int, count: int, *, limit_bytes: int) -> Share:
+    """What `count` layers from `start` take. The host always keeps the embedding and some scratch memory."""
+    layers = model.layers[start : start + count]
+    with_output = start + count > len(model.layers)
+    weights = sum(layer.weights_bytes for layer in layers) + (model.output_bytes if with_output else 0)
+    compute = _scratch(model, choice, with_output=with_output) if count else 0
+    if device == HOST:
+        weights += model.embedding_bytes + model.other_bytes
+        compute = max(compute, HOST_SCRATCH_BYTES)
+    kv = sum(_kv(layer, choice) for layer in layers)
+    return Share(device, count, weights, kv, compute, limit_bytes)
+
+
+def _total(shares: Sequence[Share]) -> int:
+    return sum(share.total_bytes for share in shares)
+
+
+def _lack(shares: Sequence[Share]) -> int:
+    """The bytes that are missing on the devices that cannot hold their share."""
+    return sum(max(0, share.total_bytes - share.limit_bytes) for share in shares)
+
+
+def _plan(model: ModelShape, wishes: Wishes, choice: _Choice, shares: tuple[Share, ...]) -> SoloPlan:
+    *gpus, kept = shares
+    cache = min(PROMPT_CACHE_MAX_BYTES, (kept.limit_bytes - kept.total_bytes) // 4)
+    counts = tuple(share.layers for share in gpus)
     reasons = []
-    if model.context_train > context and context < WANTED_CONTEXT:
-        reasons.append(f"context {context} of the {model.context_train} it was trained for: memory")
-    if counts and shares[-1].layers:
-        reasons.append(f"{shares[-1].layers} of {len(model.layers) + 1} layers stay in main memory and run slower")
+    if not wishes.context and choice.context < min(model.context_train, WANTED_CONTEXT):
+        reasons.append(f"context {choice.context} of the {model.context_train} it was trained for: memory")
+    if gpus and kept.layers:
+        reasons.append(f"{kept.layers} of {len(model.layers) + 1} layers stay in main memory and run slower")
     return SoloPlan(
-        context=context,
-        parallel=parallel,
-        kv_type=kv_type,
+        context=choice.context,
+        parallel=choice.parallel,
+        kv_type=choice.kv_type,
         gpu_layers=sum(counts),
         tensor_split=counts if len(counts) > 1 and any(counts) else (),
         shares=shares,
         prompt_cache_bytes=cache if cache >= PROMPT_CACHE_MIN_BYTES else 0,
         reason="; ".join(reasons),
     )
-
-
-def _least(model: ModelShape, wishes: Wishes) -> int:
-    *_, (context, kv_type, parallel) = _combinations(model, wishes)
-    weights = sum(layer.weights_bytes for layer in model.layers)
-    kv = sum(kv_bytes(layer, context=context, parallel=parallel, kv_type=kv_type) for layer in model.layers)
-    scratch = compute_bytes(model, context=context, parallel=parallel, with_output=True)
-    return weights + kv + scratch + model.embedding_bytes + model.output_bytes + model.other_bytes
 
 
 def _gib(size_bytes: int) -> str:

@@ -7,7 +7,6 @@ a processor or a GPU each find their own build.
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 import shutil
@@ -142,6 +141,8 @@ def _mac_x86_features() -> set[str]:
 
 def _sysctl(name: str) -> int:
     """A numeric sysctl of macOS, 0 where it does not exist."""
+    import ctypes
+
     value, size = ctypes.c_int64(0), ctypes.c_size_t(8)
     try:
         failed = ctypes.CDLL(None).sysctlbyname(name.encode(), ctypes.byref(value), ctypes.byref(size), None, 0)

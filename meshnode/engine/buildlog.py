@@ -21,7 +21,7 @@ _FIRST_ERRORS = tuple(
         r"^(?P<place>[^\s:][^:\n]*:\d+(?::\d+)?): (?:fatal )?error: (?P<text>.+)",  # gcc, clang
         r"^(?P<place>[^\s(][^(\n]*\(\d+\)): (?:fatal |catastrophic )?error(?: #?[\w-]+)?: (?P<text>.+)",  # nvcc
         r"^(?P<place>nvcc) (?:fatal|error)\s*: (?P<text>.+)",
-        r"(?P<place>[\w./+-]+): fatal error: (?P<text>.+)",  # g++: fatal error: Killed signal ...
+        r"^(?P<place>[\w./+-]+): (?:fatal )?error: (?P<text>.+)",  # c++: fatal error: Killed signal ...
         r"^(?P<place>[\w./+-]*ld[\w.-]*): (?P<text>(?:error: )?(?:cannot find|undefined|unable|final link|library).+)",
         r"(?P<place>[\w./+-]+\.(?:o|a|cpp|c)):(?:.*: )?(?P<text>undefined reference to .+)",
         r"^(?P<place>ninja): (?:error|fatal): (?P<text>.+)",
@@ -34,9 +34,10 @@ _CPU_INSTEAD = "build for the processor instead: meshnode engine build --backend
 _FIXES = (
     (r"unsupported GNU version|unsupported clang version|unsupported compiler", "this CUDA needs an older compiler:"
      " set CC and CXX to one (for example CC=gcc-12 CXX=g++-12), or " + _CPU_INSTEAD),
-    (r"Unsupported gpu architecture|CMAKE_CUDA_ARCHITECTURES", "update CUDA to one that knows this GPU, or "
+    (r"Unsupported gpu architecture", "update CUDA to one that knows this GPU, or "
      + _CPU_INSTEAD),
-    (r"Could NOT find Vulkan|Could not find .*SPIRV|Findhip|hip-config|Could NOT find CUDA|No CMAKE_CUDA_COMPILER",
+    (r"Could NOT find Vulkan|Could not find .*SPIRV|Findhip|hip-config|Could NOT find CUDA|No CMAKE_CUDA_COMPILER"
+     r"|links to: (?:CUDA|Vulkan|hip|roc)",
      "install what is missing, or " + _CPU_INSTEAD),
     (r"Killed signal|out of memory|virtual memory exhausted|bad_alloc|Cannot allocate memory",
      "memory ran out: close other programs, then run: meshnode engine build --jobs 1"),
@@ -55,25 +56,24 @@ def failure_from_log(log: Path, *, step: str, returncode: int, kind: str = "cpu"
     if "No space left on device" in text or "Disk quota exceeded" in text:
         return DiskFull(f"while the engine was being built (log: {log})")
     first = first_error(lines) or f"the {step} step ended with status {returncode}"
-    return BuildFailed(f"{first[:_DETAIL_CHARACTERS]} (full log: {log})", fix=_fix(text, kind))
+    return BuildFailed(f"{first[:_DETAIL_CHARACTERS]} (full log: {log})", fix=_fix(first, kind))
 
 
 def first_error(lines: Iterable[str]) -> str | None:
     """The first error in the output of compilers, linkers, cmake and ninja, as "place: text"."""
-    pending: str | None = None
-    for line in lines:
-        if pending is not None and line.strip():
-            return f"{pending}: {line.strip()}"
-        if found := _CMAKE_ERROR.match(line):
-            place = found["place"] or "cmake"
-            if found["text"].strip():
-                return f"{place}: {found['text'].strip()}"
-            pending = place
-            continue
-        for pattern in _FIRST_ERRORS:
-            if found := pattern.search(line):
-                return f"{_short(found['place'])}: {found['text'].strip()}"
-    return None
+    begun = ""  # cmake breaks its sentences: a line that ends in a colon goes on in the next
+    for line in filter(str.strip, lines):
+        if begun:
+            begun += f" {line.strip()}"
+        elif found := _CMAKE_ERROR.match(line):
+            begun = f"{found['place'] or 'cmake'}: {found['text'].strip()}".rstrip()
+        else:
+            for pattern in _FIRST_ERRORS:
+                if found := pattern.search(line):
+                    return f"{_short(found['place'])}: {found['text'].strip()}"
+        if begun and not begun.endswith(":"):
+            return begun
+    return begun or None
 
 
 def _short(place: str) -> str:
@@ -85,11 +85,11 @@ def _short(place: str) -> str:
     return place
 
 
-def _fix(text: str, kind: str) -> str:
+def _fix(error: str, kind: str) -> str:
     for words, fix in _FIXES:
-        if re.search(words, text):
+        if re.search(words, error):
             return fix
-    if _HEADER_MISSING.search(text):
+    if _HEADER_MISSING.search(error):
         return f"a system header is missing: {install_line()}   then run: meshnode engine build"
     again = "look at the log, try another compiler with CC and CXX, or start afresh: meshnode engine clean"
     return again if kind == "cpu" else f"{again}; or {_CPU_INSTEAD}"

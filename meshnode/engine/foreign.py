@@ -34,11 +34,13 @@ _NO_SPLIT = "this node cannot take part in a split of a large model"
 
 
 def locate(given: Path) -> Path:
-    """The llama-server meant by `--engine`: the file itself, or the one in that folder or its bin/.
+    """The llama-server meant by `--engine`: the file itself, the one in that folder or its bin/, or a name on PATH.
 
     Raises EngineIncompatible.
     """
     places = [given, given / "llama-server", given / "bin" / "llama-server"]
+    if len(given.parts) == 1 and (named := shutil.which(given.name)):
+        places.append(Path(named))
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise EngineIncompatible(f"there is no llama-server at {given}")

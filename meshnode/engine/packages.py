@@ -77,7 +77,7 @@ def fetch_sdist(
         (work / "temporary").mkdir()
         (work / "pinned.txt").write_text(f"{name}=={version} --hash=sha256:{sha256}\n")
         stand_in = _stand_in_backend(work / "backend", build_backend, requirement)
-        env = {**os.environ, "TMPDIR": str(work / "temporary"), "PYTHONPATH": str(stand_in)}
+        env = {**_environment(), "TMPDIR": str(work / "temporary"), "PYTHONPATH": str(stand_in)}
         argv = [*pip, "download", *_QUIET, "--no-deps", f"--no-binary={name}", "--no-build-isolation"]
         argv += ["--dest", str(work / "file"), "-r", str(work / "pinned.txt")]
         on_tick = _growth_of(work, on_bytes)
@@ -101,12 +101,17 @@ def install_wheels(requirements: Sequence[str], *, folder: Path, cancelled: thre
         work = Path(work_name)
         argv = [*pip, "install", *_QUIET, "--no-deps", "--only-binary=:all:", "--no-user", "--no-compile"]
         argv += ["--target", str(work / "tree"), *requirements]
-        result = run_job(argv, cwd=work, cancelled=cancelled)
+        result = run_job(argv, cwd=work, env=_environment(), cancelled=cancelled)
         if result.returncode != 0:
             raise _failure(result)
         if folder.exists():
             shutil.rmtree(folder)
         (work / "tree").replace(folder)
+
+
+def _environment() -> dict[str, str]:
+    """This process's own, with pip's rule to work in virtual environments alone off: nothing is installed into any."""
+    return {**os.environ, "PIP_REQUIRE_VIRTUALENV": "0"}
 
 
 def _stand_in_backend(folder: Path, dotted: str, requirement: tuple[str, str]) -> Path:

@@ -98,7 +98,9 @@ def ensure(
         try:
             return inspect(server, upstream, origin="path", cancelled=cancelled)
         except EngineIncompatible as error:
-            detail = f"{missing.detail or 'no compiler on PATH'}; nor can the llama-server on PATH be used: {error.detail}"
+            detail = (
+                f"{missing.detail or 'no compiler on PATH'}; nor can the llama-server on PATH be used: {error.detail}"
+            )
             raise ToolchainMissing(detail, fix=missing.fix) from error
     except OSError as error:
         raise _state_error(cache, error) from error

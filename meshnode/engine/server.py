@@ -336,7 +336,7 @@ _PROBES: dict[str, tuple[str, dict[str, object]]] = {
 
 def read_properties(body: bytes) -> EngineProperties | None:
     """The body of `/props`; None if it is not what the pinned llama-server sends."""
-    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
         props = json.loads(body)
         return EngineProperties(
             context=int(props["default_generation_settings"]["n_ctx"]),

@@ -28,7 +28,9 @@ from meshnode.telemetry import Progress, Report
 
 FORMAT = 1
 PROMPT_TOKENS = 128
-DECODE_TOKENS = 32
+DECODE_TOKENS = 64
+# The wide model takes a processor 50-100 ms a token, long enough to measure few.
+DECODE_TOKENS_PROCESSOR = 12
 OUTPUT_BYTES = 1 << 20
 
 
@@ -117,13 +119,12 @@ def measure(
 
 def _result(run: _Run, folder: Path, wide: Shape, engine: str) -> BenchmarkResult:
     narrow_path, wide_path = folder / "narrow.gguf", folder / "wide.gguf"
-    narrow_bytes, _ = write_hollow_model(narrow_path, NARROW)
+    write_hollow_model(narrow_path, NARROW)
     wide_bytes, wide_weights = write_hollow_model(wide_path, wide)
     _, narrow_rate = run(narrow_path)
-    prompt_rate, decode_rate = run(wide_path)
-    layer_s, bandwidth = separate(
-        NARROW.layers, narrow_bytes, 1 / narrow_rate, wide.layers, wide_bytes, 1 / decode_rate
-    )
+    wide_tokens = DECODE_TOKENS_PROCESSOR if run.device.kind == "cpu" else DECODE_TOKENS
+    prompt_rate, decode_rate = run(wide_path, wide_tokens)
+    layer_s, bandwidth = separate(1 / narrow_rate / NARROW.layers, wide.layers, wide_bytes, 1 / decode_rate)
     return BenchmarkResult(
         device=run.device.id,
         device_name=run.device.name,
@@ -139,18 +140,16 @@ def _result(run: _Run, folder: Path, wide: Shape, engine: str) -> BenchmarkResul
     )
 
 
-def separate(
-    layers_a: int, bytes_a: int, token_a_s: float, layers_b: int, bytes_b: int, token_b_s: float
-) -> tuple[float, float]:
-    """Solve token_s = layers * layer_s + bytes / bandwidth for (layer_s, bandwidth) from two models.
+def separate(layer_s: float, layers: int, weight_bytes: int, token_s: float) -> tuple[float, float]:
+    """Solve token_s = layers * layer_s + weight_bytes / bandwidth: returns (layer_s, bandwidth).
 
-    Noise can make either come out negative; then all the time of model b, the larger one, goes to its bytes.
+    `layer_s` comes from the narrow model and is taken as it is: its few weights stay in a cache. Where noise made it
+    larger than the whole of `token_s` leaves room for, all the time goes to the bytes.
     """
-    bytes_per_s_inverse = (token_b_s - token_a_s * layers_b / layers_a) / (bytes_b - bytes_a * layers_b / layers_a)
-    layer_s = (token_a_s - bytes_a * bytes_per_s_inverse) / layers_a
-    if bytes_per_s_inverse <= 0 or layer_s < 0:
-        return 0.0, bytes_b / token_b_s
-    return layer_s, 1.0 / bytes_per_s_inverse
+    reading_s = token_s - layers * layer_s
+    if reading_s < token_s / 4:
+        return 0.0, weight_bytes / token_s
+    return layer_s, weight_bytes / reading_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,11 +162,11 @@ class _Run:
     environ: Mapping[str, str]
     timeout_s: float
 
-    def __call__(self, model: Path) -> tuple[float, float]:
+    def __call__(self, model: Path, decode_tokens: int = DECODE_TOKENS) -> tuple[float, float]:
         """Tokens per second of prompt processing and of decoding."""
         on_processor = self.device.kind == "cpu"
         argv = [str(self.bench), "--model", str(model), "--output", "json", "--repetitions", "3"]
-        argv += ["--n-prompt", str(PROMPT_TOKENS), "--n-gen", str(DECODE_TOKENS), "--threads", str(self.threads)]
+        argv += ["--n-prompt", str(PROMPT_TOKENS), "--n-gen", str(decode_tokens), "--threads", str(self.threads)]
         argv += ["--device", "none" if on_processor else self.device.id]
         argv += ["--n-gpu-layers", "0" if on_processor else "99"]
         try:
@@ -195,7 +194,7 @@ def read_rates(output: bytes) -> tuple[float, float]:
         runs = json.loads(output)
         prompt = max(float(rate) for run in runs if run["n_gen"] == 0 for rate in run["samples_ts"])
         decode = max(float(rate) for run in runs if run["n_prompt"] == 0 for rate in run["samples_ts"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise EngineCrashed(f"the output of llama-bench cannot be read: {type(error).__name__}") from error
     if not (math.isfinite(prompt) and math.isfinite(decode) and prompt > 0 and decode > 0):
         raise EngineCrashed("llama-bench measured nothing")
@@ -281,7 +280,7 @@ def cache_file(folder: Path, device: Device, engine: str, threads: int) -> Path:
 
 def load_cached(folder: Path, device: Device, engine: str, threads: int) -> BenchmarkResult | None:
     """The kept result, None if there is none that can be used (another format, damaged, not readable)."""
-    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         with cache_file(folder, device, engine, threads).open("rb") as file:
             kept = json.loads(file.read(65536))
         if kept.pop("format") == FORMAT:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from meshnode.errors import ModelNotFound
 from meshnode.models.gguf import split_parts
-from meshnode.models.names import ModelRef, choose_files, quant_of, stem_of
+from meshnode.models.names import ModelRef, choose_files, is_model_file, quant_of, stem_of
 from meshnode.models.transfer import Note, bytes_here, discard, incomplete_path, read_note, write_durably
 
 MAX_ENTRIES = 100_000
@@ -151,7 +151,7 @@ def models_in_repo(folder: Path, repo: str) -> list[LocalModel]:
     halves = half_files(folder)
     for snapshot in snapshots(folder) or [folder / "snapshots" / "none"]:
         files = gguf_files(snapshot)
-        for name in sorted({*files, *halves}):
+        for name in filter(is_model_file, sorted({*files, *halves})):
             ref = ModelRef(repo, "hub", repo=repo, filename=name)
             model = _from_snapshot(ref, files, halves, snapshot)
             if model and (model.name not in found or found[model.name].incomplete):

@@ -85,7 +85,7 @@ class _Cursor:
         try:
             for _ in range(count):
                 at += unpack(data, at)[0] + 8
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             if at > MAX_HEADER_BYTES:
                 raise ModelFileInvalid("a text in a list is longer than any header may be") from error
             raise _NeedMore from error

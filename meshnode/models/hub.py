@@ -106,12 +106,20 @@ class Hub:
 
     def search(self, words: str, limit: int = 20) -> list[Found]:
         """GGUF repositories whose name matches, most downloaded first. Raises HubOffline and HubUnreachable."""
-        from huggingface_hub import HfApi
+        # Not HfApi.list_models: that tries a dead hub for 23 s before it says so.
+        from huggingface_hub import get_session, hf_raise_for_status
 
+        limit = max(1, min(limit, 100))
+        query: dict[str, str | int] = {"search": words[:200], "filter": "gguf", "sort": "downloads", "limit": limit}
         with self._sentences(words):
-            api = HfApi(endpoint=self.endpoint, token=self.token or False, library_name="meshnode")
-            found = api.list_models(search=words[:200], filter="gguf", sort="downloads", limit=max(1, min(limit, 100)))
-            return [Found(str(item.id)[:200], int(item.downloads or 0), bool(item.gated)) for item in found]
+            response = get_session().get(
+                f"{self.endpoint}/api/models", params=query, headers=self._headers(), timeout=self.timeout_s
+            )
+            hf_raise_for_status(response)
+            return [
+                Found(str(item["id"])[:200], int(item.get("downloads") or 0), bool(item.get("gated")))
+                for item in response.json()[:limit]
+            ]
 
     @contextmanager
     def open_range(
@@ -123,11 +131,9 @@ class Hub:
         """
         import httpx2
         from huggingface_hub import get_session, hf_raise_for_status
-        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
         url = f"{self.endpoint}/{quote(repo)}/resolve/{commit}/{quote(name)}"
-        headers = build_hf_headers(token=self.token or False, library_name="meshnode")
-        headers |= {"Range": f"bytes={start}-{max(start, end - 1)}", "Accept-Encoding": "identity"}
+        headers = self._headers() | {"Range": f"bytes={start}-{max(start, end - 1)}", "Accept-Encoding": "identity"}
         timeout = httpx2.Timeout(self.timeout_s)
         with (
             self._sentences(repo),
@@ -160,6 +166,11 @@ class Hub:
                 raise ModelFileInvalid(
                     f"{file.name}: it ends inside its header", fix="choose another file or repository"
                 )
+
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
+
+        return dict(build_hf_headers(token=self.token or False, library_name="meshnode"))
 
     @contextmanager
     def _sentences(self, repo: str) -> Iterator[None]:

@@ -11,6 +11,7 @@ Pure: no disk, no network. The caller passes the names that are on disk and a wa
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -146,7 +147,7 @@ def choose_files(names: Sequence[str], quant: str = "", filename: str = "") -> F
 
     Without a quantisation: Q4_K_M, then Q8_0, then the first. A match is the tag followed by `.` or `-` in the path.
     """
-    models = sorted(name for name in names if _is_model_file(name))
+    models = sorted(name for name in names if is_model_file(name))
     if not models:
         raise ModelNotFound(
             "the repository has no GGUF files", fix="look for one whose name ends in -GGUF: meshnode search NAME"
@@ -193,7 +194,9 @@ def _is_path(text: str) -> bool:
 
 
 def _from_path(text: str, is_file: Callable[[Path], bool]) -> ModelRef:
-    path = Path(text).expanduser() if text.startswith("~") else Path(text)
+    path = Path(text)
+    with contextlib.suppress(RuntimeError):  # the home of someone who does not exist
+        path = path.expanduser()
     if not is_file(path):
         raise ModelNotFound(f"there is no file {path}")
     return file_ref(path)
@@ -201,7 +204,10 @@ def _from_path(text: str, is_file: Callable[[Path], bool]) -> ModelRef:
 
 def _from_url(text: str) -> ModelRef:
     """`hf://owner/repo[...]` and the pages, blobs and downloads of huggingface.co."""
-    parts = urlsplit(text if "://" in text else f"https://{text}")
+    try:
+        parts = urlsplit(text if "://" in text else f"https://{text}")
+    except ValueError:
+        raise _malformed(text) from None
     path = unquote(parts.path).strip("/")
     if parts.scheme == "hf":
         # `urlsplit` lowers nothing here, but takes the owner for the host and the tag for a port.
@@ -278,7 +284,8 @@ def _not_found(text: str, catalog: Catalog, local: Sequence[LocalName]) -> Model
     return ModelNotFound(f"nothing is called {text[:120]}")
 
 
-def _is_model_file(name: str) -> bool:
+def is_model_file(name: str) -> bool:
+    """True for a GGUF file that is a model by its name, not a projector or the like."""
     lowered = name.lower()
     return lowered.endswith(".gguf") and not any(word in lowered for word in NOT_A_MODEL)
 

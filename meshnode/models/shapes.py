@@ -42,6 +42,7 @@ _NO_OUTPUT = {
 # Cache layouts that are not modelled here: what is given is an estimate.
 _ESTIMATED = {"deepseek4", "dots3note", "glm5-next", "hrm_text", "minimax-m3", "nanbeige", "qwen4exp", "t5"}
 _BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,3})\.")
+_FIRST_LAYER = ("per_layer_model_proj", "per_layer_proj_norm")
 _INPUT = ("token_embd", "per_layer_token_embd", "position_embd", "token_types", "masked_embd")
 
 
@@ -204,6 +205,8 @@ def _weights(header: Header, alignment: int) -> tuple[list[int], int, int, int, 
                 raise ModelFileInvalid(f"tensor {tensor.name} belongs to a layer that the header does not have")
             # Layers that only draft further tokens are not loaded unless they are used for that.
             layers[number] += size if number < trunk else 0
+        elif tensor.name.startswith(_FIRST_LAYER):
+            layers[0] += size
         elif tensor.name.startswith(_INPUT):
             embedding += size
         elif tensor.name.startswith("rope_"):

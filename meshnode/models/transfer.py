@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from meshnode.errors import CacheNotWritable, DiskFull, DownloadCorrupt, DownloadStopped, HubUnreachable, MeshnodeError
 from meshnode.models.hub import SEGMENT_BYTES, Hub, HubFile
@@ -23,6 +24,7 @@ CHUNK_BYTES = 1 << 20
 MAX_NOTE_BYTES = 4096
 # Consecutive tries that bring no new byte before the transfer gives up, and the longest wait between two.
 MAX_TRIES = 5
+FIRST_WAIT_S = 0.5
 MAX_WAIT_S = 8.0
 
 Cancelled = Callable[[], bool]
@@ -78,7 +80,6 @@ def receive(
     blob: Path,
     advance: Advance,
     cancelled: Cancelled,
-    first_wait_s: float = 0.5,
 ) -> None:
     """Bring `file` to `blob`, going on where an earlier try stopped.
 
@@ -91,7 +92,7 @@ def receive(
         write_durably(note_path(blob), json.dumps({"name": file.name, "size_bytes": file.size_bytes, "commit": commit}))
         with half.open("a+b") as output:
             receiver = _Receiver(hub, repo, commit, file, output, advance, cancelled)
-            receiver.run(first_wait_s)
+            receiver.run()
             output.flush()
             os.fsync(output.fileno())
         if receiver.digest() != file.oid:
@@ -133,21 +134,30 @@ def write_durably(path: Path, text: str) -> None:
 class _Receiver:
     """Appends a file's bytes to an open half file and hashes all of it."""
 
-    def __init__(self, hub, repo, commit, file, output, advance, cancelled) -> None:  # type: ignore[no-untyped-def]
-        self.hub: Hub = hub
-        self.repo: str = repo
-        self.commit: str = commit
-        self.file: HubFile = file
+    def __init__(
+        self,
+        hub: Hub,
+        repo: str,
+        commit: str,
+        file: HubFile,
+        output: BinaryIO,
+        advance: Advance,
+        cancelled: Cancelled,
+    ) -> None:
+        self.hub = hub
+        self.repo = repo
+        self.commit = commit
+        self.file = file
         self.output = output
-        self.advance: Advance = advance
-        self.cancelled: Cancelled = cancelled
+        self.advance = advance
+        self.cancelled = cancelled
         self.hash = _new_hash(file)
         self.at = 0
 
     def digest(self) -> str:
-        return str(self.hash.hexdigest())
+        return self.hash.hexdigest()
 
-    def run(self, first_wait_s: float) -> None:
+    def run(self) -> None:
         self._hash_what_is_here()
         tries = 0
         while self.at < self.file.size_bytes:
@@ -159,7 +169,7 @@ class _Receiver:
                 tries = 1 if self.at > before else tries + 1
                 if tries >= MAX_TRIES:
                     raise
-                self._wait(min(MAX_WAIT_S, first_wait_s * 2 ** (tries - 1)))
+                self._wait(min(MAX_WAIT_S, FIRST_WAIT_S * 2 ** (tries - 1)))
                 continue
             tries = 0 if self.at > before else tries + 1
             if tries >= MAX_TRIES:
@@ -215,7 +225,7 @@ class _Receiver:
             raise DownloadStopped(self.file.name)
 
 
-def _new_hash(file: HubFile):  # type: ignore[no-untyped-def]
+def _new_hash(file: HubFile) -> hashlib._Hash:
     """SHA-256 for a large file; for a small one what git calls it: the SHA-1 of `blob SIZE`, a zero byte, the text."""
     if len(file.oid) == 64:
         return hashlib.sha256()

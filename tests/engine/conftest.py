@@ -31,7 +31,7 @@ void version() {
 }
 """
 FILES = {
-    "pyproject.toml": '[build-system]\nrequires = ["tiny-backend-that-is-nowhere"]\nbuild-backend = "tiny_backend.build"\n',
+    "pyproject.toml": '[build-system]\nrequires = ["not-in-any-index"]\nbuild-backend = "tiny_backend.build"\n',
     "PKG-INFO": f"Metadata-Version: 2.1\nName: {PACKAGE}\nVersion: {VERSION}\n",
     "vendor/llama.cpp/CMakeLists.txt": CMAKE_LISTS,
     "vendor/llama.cpp/main.cpp": "void version();\nint main() { version(); }\n",
@@ -51,7 +51,6 @@ PATCH = """--- a/tiny.cpp
 +    std::printf("greeting: patched\\n");
  }
 """
-MakeArchive = Callable[..., Path]
 
 
 def write_archive(path: Path, files: dict[str, str], links: dict[str, str] | None = None) -> Path:

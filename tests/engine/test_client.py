@@ -16,11 +16,6 @@ pytestmark = pytest.mark.anyio
 Script = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def ask(script: Script, **options: object) -> tuple[int, bytes]:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -74,7 +74,7 @@ def test_a_child_that_ignores_the_polite_signal_is_killed(monkeypatch: pytest.Mo
     cancelled = threading.Event()
     text = (
         "import os, pathlib, signal, time; signal.signal(15, signal.SIG_IGN); "
-        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); print('up', flush=True); time.sleep(999)"
+        f"pathlib.Path({str(tmp_path / 'pid')!r}).write_text(str(os.getpid())); print('up', flush=True); time.sleep(99)"
     )
     with pytest.raises(JobCancelled):
         run_job(python(text), on_line=lambda _: cancelled.set(), cancelled=cancelled)

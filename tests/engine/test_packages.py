@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,12 +112,12 @@ def _without(find, missing):  # type: ignore[no-untyped-def]
 
 def write_wheel(folder: Path) -> None:
     """A wheel with one module and one executable."""
-    import zipfile
-
     info = "tinytool-2.0.dist-info"
     with zipfile.ZipFile(folder / "tinytool-2.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("tinytool/__init__.py", "")
-        wheel.writestr("tinytool-2.0.data/scripts/tinytool", "#!/bin/sh\necho tinytool 2.0\n")
+        script = zipfile.ZipInfo("tinytool-2.0.data/scripts/tinytool")
+        script.external_attr = 0o100755 << 16
+        wheel.writestr(script, "#!/bin/sh\necho tinytool 2.0\n")
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinytool\nVersion: 2.0\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr(f"{info}/RECORD", "")

@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 WATCH = [False, True] if sys.platform == "linux" else [True]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def python(text: str) -> list[str]:
     return [sys.executable, "-u", "-c", text]
 

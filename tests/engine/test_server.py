@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import meshnode
 from meshnode.engine.address import AddressBook
 from meshnode.engine.commands import Address, ServerOptions
 from meshnode.engine.server import (
@@ -36,9 +37,9 @@ QUICK = RestartPolicy(first_s=0.01, longest_s=0.05)
 needs_engine = [pytest.mark.engine, pytest.mark.anyio]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
+@pytest.fixture(scope="session")
+def demo_model() -> Path:
+    return Path(meshnode.__file__).parent / "models" / "demo" / "target.gguf"
 
 
 @pytest.fixture
@@ -379,7 +380,7 @@ def test_the_limit_grows_with_the_model() -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b"null", b'{"default_generation_settings": 3, "total_slots": 1}', b"\xff"]
+    "body", [b"", b"[]", b"{}", b"null", b'{"default_generation_settings": 3, "total_slots": 1}', b"\xff", b"[" * 60000]
 )
 def test_properties_that_are_none(body: bytes) -> None:
     assert read_properties(body) is None

@@ -357,6 +357,111 @@ def falcon_h1(path: Path) -> Path:
     return write_gguf(path, "falcon-h1", keys, tensors)
 
 
+def cohere2(path: Path) -> Path:
+    tensors = ends(tied=True)
+    for i in range(6):
+        tensors += norms(i, "attn_norm") + attention(i) + feed_forward(i)
+    keys = base_keys(6, attention__sliding_window=512, attention__layer_norm_epsilon=1e-5, logit_scale=0.25)
+    return write_gguf(path, "cohere2", keys, tensors)
+
+
+def mamba2_layer(i: int, *, inner: int, state: int, groups: int, heads: int, conv: int = 4) -> Tensors:
+    """The recurrent half of the newer hybrids."""
+    width = inner + 2 * groups * state
+    return [
+        (f"blk.{i}.ssm_in.weight", (WIDTH, inner + width + heads), "Q8_0"),
+        (f"blk.{i}.ssm_conv1d.weight", (conv, width), "F32"),
+        (f"blk.{i}.ssm_conv1d.bias", (width,), "F32"),
+        (f"blk.{i}.ssm_dt.bias", (heads,), "F32"),
+        (f"blk.{i}.ssm_a", (1, heads), "F32"),
+        (f"blk.{i}.ssm_d", (1, heads), "F32"),
+        (f"blk.{i}.ssm_norm.weight", (inner // groups, groups), "F32"),
+        (f"blk.{i}.ssm_out.weight", (inner, WIDTH), "Q8_0"),
+    ]
+
+
+MAMBA2: dict[str, int] = {
+    "ssm__conv_kernel": 4,
+    "ssm__inner_size": 2048,
+    "ssm__state_size": 128,
+    "ssm__time_step_rank": 32,
+    "ssm__group_count": 1,
+}
+
+
+def granite_hybrid(path: Path) -> Path:
+    kv = [0, 0, 4, 0, 4]
+    tensors = ends(tied=True)
+    for i, heads in enumerate(kv):
+        tensors += norms(i, "attn_norm", "ffn_norm") + feed_forward(i)
+        tensors += attention(i) if heads else mamba2_layer(i, inner=2048, state=128, groups=1, heads=32)
+    keys = base_keys(5, attention__head_count_kv=kv, rope__dimension_count=64, **MAMBA2)
+    return write_gguf(path, "granitehybrid", keys, tensors)
+
+
+def nemotron_h(path: Path) -> Path:
+    """Layers that are recurrent, attention, or only feed-forward."""
+    kv, feeds = [0, 0, 4, 0, 0, 4], [0, 2048, 0, 0, 2048, 0]
+    tensors = ends()
+    for i, (heads, width) in enumerate(zip(kv, feeds, strict=True)):
+        tensors += norms(i, "attn_norm")
+        if heads:
+            tensors += attention(i)
+        elif width:
+            tensors += feed_forward(i, width=width)[1:]
+        else:
+            tensors += mamba2_layer(i, inner=2048, state=128, groups=1, heads=32)
+    keys = base_keys(
+        6,
+        attention__head_count_kv=kv,
+        attention__layer_norm_epsilon=1e-5,
+        feed_forward_length=feeds,
+        rope__dimension_count=64,
+        **MAMBA2,
+    )
+    return write_gguf(path, "nemotron_h", keys, tensors)
+
+
+def gemma4(path: Path) -> Path:
+    """Sliding layers with smaller heads, embeddings of their own for each layer, and a shared cache at the end."""
+    slides, own, extra = [1, 1, 0, 1, 1, 0, 1, 0], 6, 64
+    tensors = ends(tied=True)
+    tensors += [
+        ("per_layer_token_embd.weight", (extra * 8, VOCABULARY), "Q8_0"),
+        ("per_layer_model_proj.weight", (WIDTH, extra * 8), "Q8_0"),
+        ("per_layer_proj_norm.weight", (extra,), "F32"),
+        ("rope_freqs.weight", (64,), "F32"),
+    ]
+    for i, sliding in enumerate(slides):
+        head = 64 if sliding else 128
+        tensors += norms(i, "attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm", "post_norm")
+        tensors += norms(i, "attn_q_norm", width=head)
+        tensors += [item for item in attention(i, heads=8, kv=2, head=head) if i < own or "_k." not in item[0]]
+        tensors += norms(i, "attn_k_norm", width=head) if i < own else []
+        tensors += feed_forward(i)
+        tensors += [
+            (f"blk.{i}.inp_gate.weight", (WIDTH, extra), "Q8_0"),
+            (f"blk.{i}.proj.weight", (extra, WIDTH), "Q8_0"),
+        ]
+    keys = base_keys(
+        8,
+        attention__head_count=8,
+        attention__head_count_kv=2,
+        attention__key_length=128,
+        attention__value_length=128,
+        attention__key_length_swa=64,
+        attention__value_length_swa=64,
+        attention__sliding_window=512,
+        attention__sliding_window_pattern=[bool(flag) for flag in slides],
+        attention__shared_kv_layers=8 - own,
+        embedding_length_per_layer_input=extra,
+        rope__freq_base_swa=10000.0,
+        rope__dimension_count=128,
+        rope__dimension_count_swa=64,
+    )
+    return write_gguf(path, "gemma4", keys, tensors)
+
+
 FAMILIES = {
     "llama": llama,
     "gemma3": gemma3,
@@ -367,4 +472,8 @@ FAMILIES = {
     "qwen35": qwen35,
     "lfm2": lfm2,
     "falcon-h1": falcon_h1,
+    "cohere2": cohere2,
+    "granitehybrid": granite_hybrid,
+    "nemotron_h": nemotron_h,
+    "gemma4": gemma4,
 }

@@ -1,0 +1,25 @@
+"""Fixtures of the gateway tests: a fake llama-server, and the gateway in front of it."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from tests.api import running
+from tests.api.fake_llama import FakeLlamaServer
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+async def llama() -> AsyncIterator[FakeLlamaServer]:
+    async with FakeLlamaServer.running() as fake:
+        yield fake
+
+
+@pytest.fixture
+async def gateway(llama: FakeLlamaServer) -> AsyncIterator[running.Gateway]:
+    async with running.gateway(running.served(llama)) as started:
+        yield started

@@ -1,0 +1,94 @@
+"""The real applications on the real listener, in the event loop of the test, on a free port of loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from meshnode.api.access import Access
+from meshnode.api.app import api_app
+from meshnode.api.gate import Gates
+from meshnode.api.http_server import HttpServer, listen
+from meshnode.api.inference import Inference, Limits, Record
+from meshnode.api.served import Served
+from tests.api.fake_llama import FakeLlamaServer
+
+CHAT = "/v1/chat/completions"
+
+
+@asynccontextmanager
+async def serving(app: Any) -> AsyncIterator[int]:
+    """The port on which `app` answers."""
+    sockets = listen(0, public=False, purpose="the test")
+    server = HttpServer(app)
+    task = asyncio.create_task(server.serve(sockets))
+    try:
+        yield sockets[0].getsockname()[1]
+    finally:
+        server.stop(now=True)
+        await task
+
+
+def served(llama: FakeLlamaServer, name: str = "demo", **more: Any) -> Served:
+    """A model that is ready on `llama`."""
+    values = {"state": "ready", "slots": 1, "context_length": 4096, "api_key": "inner", "connect": llama.connect}
+    return Served(name, **(values | more))
+
+
+@dataclass
+class Gateway:
+    """A running API port. `models` may be changed while it runs; `records` are the finished requests."""
+
+    models: list[Served]
+    gates: Gates
+    port: int = 0
+    records: list[Record] = field(default_factory=list)
+    stopping: bool = False
+    _finished: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def finished(self, record: Record) -> None:
+        self.records.append(record)
+        self._finished.set()
+
+    async def record(self, number: int) -> Record:
+        """The record of that number (from 0), once its request has ended."""
+        async with asyncio.timeout(5):
+            while len(self.records) <= number:
+                self._finished.clear()
+                await self._finished.wait()
+        return self.records[number]
+
+
+@asynccontextmanager
+async def gateway(
+    *models: Served,
+    capacity: int = 8,
+    timeout_s: float = 30,
+    max_body_bytes: int = 4 << 20,
+    ping_interval_s: float = 30,
+    access: Access | None = None,
+    aliases: Mapping[str, str] | None = None,
+    wrap: Callable[[Any], Any] = lambda app: app,
+) -> AsyncIterator[Gateway]:
+    """The model API in front of `models`."""
+    running = Gateway(list(models), Gates(capacity=capacity, timeout_s=timeout_s))
+    inference = Inference(
+        models=lambda: running.models,
+        gates=running.gates,
+        limits=Limits(max_body_bytes, ping_interval_s, aliases or {}),
+        headers={"x-meshnode-node": "abc"},
+        finished=running.finished,
+    )
+    app = api_app(
+        inference=inference,
+        models=lambda: running.models,
+        aliases=aliases or {},
+        access=access or Access(),
+        owner="meshnode",
+        stopping=lambda: running.stopping,
+    )
+    async with serving(wrap(app)) as running.port:
+        yield running

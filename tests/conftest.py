@@ -1,0 +1,140 @@
+"""Fixtures shared by all tests: the real engine, and real nodes in processes of their own.
+
+The engine comes from the cache of this user (MESHNODE_CACHE), where `meshnode engine build` puts it; each node gets
+a fresh home folder and free ports. Everything is ended by process id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshnode.config import find_places
+from meshnode.engine.provision import ensure
+
+START_LIMIT_S = 60
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def engine_bin() -> Path:
+    """The folder with llama-server and its companions; built now if it never was (some minutes)."""
+    return ensure(find_places().cache).server.parent
+
+
+class NodeProcess:
+    """A node started from the command line. `ready` is the JSON object that it prints when it answers."""
+
+    def __init__(self, *arguments: str, home: Path, environment: dict[str, str] | None = None) -> None:
+        self.home = home
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")},
+            "MESHNODE_HOME": str(home),
+            "MESHNODE_CACHE": str(find_places().cache),
+            **(environment or {}),
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "meshnode", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self.ready: dict[str, Any] = {}
+
+    @property
+    def base_url(self) -> str:
+        """Without the /v1."""
+        return str(self.ready["api"]).removesuffix("/v1")
+
+    @property
+    def console_url(self) -> str:
+        return str(self.ready["console"])
+
+    def wait_ready(self) -> NodeProcess:
+        """Read the line that says it is ready; fails with the node's own words when it ends or takes too long."""
+        assert self.process.stdout is not None
+        timer = threading.Timer(START_LIMIT_S, self.process.kill)
+        timer.start()
+        line = self.process.stdout.readline()
+        timer.cancel()
+        if not line:
+            _, words = self.process.communicate()
+            pytest.fail(f"the node did not start (exit {self.process.returncode}): {words}")
+        self.ready = json.loads(line)
+        return self
+
+    def status(self) -> dict[str, Any]:
+        """What /api/status says now."""
+        with urllib.request.urlopen(f"{self.console_url}/api/status", timeout=10) as answer:
+            return dict(json.load(answer))
+
+    def command(self, *arguments: str, timeout_s: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run `meshnode ARGUMENTS` against this node."""
+        return subprocess.run(
+            [sys.executable, "-m", "meshnode", *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+        )
+
+    def engine_pids(self) -> list[int]:
+        """The processes of llama-server."""
+        return [model["engine"]["pid"] for model in self.status()["models"] if model["engine"]]
+
+    def end(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 20) -> tuple[str, str]:
+        """Send a signal, wait for the end, and return what was printed."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            words = self.process.communicate()
+            pytest.fail(f"the node did not end within {timeout_s} s of {number.name}: {words}")
+
+
+StartNode = Callable[..., NodeProcess]
+
+
+def _starter(folder: Path) -> Iterator[StartNode]:
+    nodes: list[NodeProcess] = []
+
+    def start(*arguments: str, wait: bool = True, environment: dict[str, str] | None = None) -> NodeProcess:
+        home = folder / f"home{len(nodes)}"
+        node = NodeProcess("--json", "--port", "0", "--console", "0", *arguments, home=home, environment=environment)
+        nodes.append(node)
+        return node.wait_ready() if wait else node
+
+    yield start
+    for node in nodes:
+        node.end()
+
+
+@pytest.fixture
+def start_node(tmp_path: Path, engine_bin: Path) -> Iterator[StartNode]:
+    """`start_node("--model", "demo")` starts a node and waits until it is ready; all are ended after the test."""
+    yield from _starter(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def demo_server(tmp_path_factory: pytest.TempPathFactory, engine_bin: Path) -> Iterator[NodeProcess]:
+    """One node for the whole session that serves the demo model; tests must leave it as they found it."""
+    starter = _starter(tmp_path_factory.mktemp("demo"))
+    yield next(starter)("--model", "demo", "--parallel", "4")
+    next(starter, None)
