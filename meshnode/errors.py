@@ -19,6 +19,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   └── ModelInUse               409
     ├── NetworkError                 exit 5
     │   ├── HubUnreachable
+    │   ├── HubRefused
     │   ├── HubOffline
     │   ├── GatedRepository
     │   ├── DownloadCorrupt
@@ -192,6 +193,12 @@ class HubUnreachable(NetworkError):
 
     code = "hub-unreachable"
     fix = "check the connection, HTTPS_PROXY and HF_ENDPOINT, then run the same command: the download resumes"
+
+
+class HubRefused(NetworkError):
+    """The model hub refuses this request."""
+
+    code = "hub-refused"
 
 
 class HubOffline(NetworkError):

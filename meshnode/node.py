@@ -40,7 +40,7 @@ from meshnode.hardware import Inventory, probe_all
 from meshnode.identity import load_or_create, short
 from meshnode.planning import measure_speeds
 from meshnode.serving import Serving, Tell
-from meshnode.status import devices_sentence, engine_facts, engine_sentence, gauges, hardware_facts, request_facts
+from meshnode.status import devices_sentence, engine_sentence, gauges, hardware_facts, request_facts
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
 
 RECENT_REQUESTS = 50
@@ -317,7 +317,7 @@ class Node:
                 "key_required": self.settings.api_key is not None,
             },
             "console": {"url": self._console_url},
-            "engine": engine_facts(engine) if engine else None,
+            "engine": engine.as_dict() if engine else None,
             "hardware": hardware_facts(inventory) if inventory else None,
             "models": models,
             "requests": {

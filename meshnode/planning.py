@@ -26,7 +26,7 @@ from meshnode.engine.installed import Engine
 from meshnode.engine.process import child_environment
 from meshnode.errors import EngineError
 from meshnode.hardware import Device, Inventory
-from meshnode.hardware.benchmark import BenchmarkResult, load_cached, measure, store_cached
+from meshnode.hardware.benchmark import BenchmarkResult, load_cached, measure, predict_tokens_per_s, store_cached
 from meshnode.models.header import Header
 from meshnode.models.shapes import ModelShape
 from meshnode.telemetry import LOG, Report
@@ -83,7 +83,7 @@ def known_speeds(engine: Engine, inventory: Inventory, settings: Settings, cache
 def measure_speeds(
     engine: Engine, inventory: Inventory, settings: Settings, cache: Path, environ: Mapping[str, str], report: Report
 ) -> dict[str, BenchmarkResult]:
-    """As `known_speeds`, measuring what was never measured: once, some seconds a device. A failure costs the figures."""
+    """As `known_speeds`, measuring what was never measured: once, some seconds a device. A failure costs figures."""
     speeds = known_speeds(engine, inventory, settings, cache)
     missing = [device for device in _measured(inventory) if device.id not in speeds]
     if not missing or engine.bench is None:
@@ -129,7 +129,7 @@ def predict(shape: ModelShape, plan: SoloPlan, speeds: Speeds) -> float | None:
         speed = speeds.get("CPU" if host else share.device)
         if speed is None:
             return None
-        seconds += share.layers * speed.layer_s + weights * active / speed.bandwidth_bytes_per_s
+        seconds += 1 / predict_tokens_per_s(speed, round(weights * active), share.layers)
     return round(1 / seconds, 1) if seconds else None
 
 

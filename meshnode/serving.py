@@ -61,6 +61,7 @@ class Unit:
     mode: Mode = "chat"
     draft: str = ""
     predicted: float | None = None
+    error: MeshnodeError | None = None
     server: LlamaServer | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
@@ -127,6 +128,7 @@ class Serving:
                 await self._prepare(unit)
                 await self._start(unit)
         except MeshnodeError as error:
+            unit.error = error
             self._set(unit, "failed", error.message)
             self._problems.put("model-load-failed", unit.id, model=unit.id, reason=error.message, fix=error.fix)
             raise
@@ -358,6 +360,7 @@ class Serving:
             "canonical": unit.ref.canonical,
             "state": unit.state,
             "detail": unit.detail,
+            "error": unit.error.as_dict() if unit.error else None,
             "since": round(unit.since, 3),
             "where": "here",
             "size_bytes": unit.local.total_bytes if unit.local else 0,

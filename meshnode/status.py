@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from meshnode import __version__
@@ -23,11 +22,6 @@ def engine_sentence(engine: Engine) -> str:
     """The engine as one line."""
     patches = "" if engine.patched else "; without meshnode's patches"
     return f"llama.cpp {engine.version} for {engine.backend} ({ORIGINS[engine.origin]}{patches})"
-
-
-def engine_facts(engine: Engine) -> dict[str, Any]:
-    """The engine for /api/status."""
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(engine).items()}
 
 
 def devices_sentence(inventory: Inventory) -> str:

@@ -43,7 +43,8 @@ class RunningNode:
         finally:
             connection.close()
         if answer.status >= 400:
-            raise _reported(value, answer.status)
+            inner = value.get("error") if isinstance(value, dict) else None
+            raise reported(inner or {"message": f"status {answer.status}"})
         return value
 
 
@@ -55,12 +56,10 @@ class ReportedError(MeshnodeError):
         return self.detail
 
 
-def _reported(value: Any, status: int) -> MeshnodeError:
-    inner = value.get("error") if isinstance(value, dict) else None
-    inner = inner if isinstance(inner, dict) else {}
-    error = ReportedError(str(inner.get("message", f"status {status}")))
-    error.code = str(inner.get("code", "error")).replace("_", "-")
-    error.http_status = status
+def reported(facts: dict[str, Any]) -> ReportedError:
+    """An error of the node as an error of the command, with the exit code that belongs to its code."""
+    error = ReportedError(str(facts.get("message", "")), fix=str(facts.get("fix", "")))
+    error.code = str(facts.get("code", "error")).replace("_", "-")
     error.exit_code = _exit_code(error.code)
     return error
 

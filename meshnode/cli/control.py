@@ -6,7 +6,7 @@ import time
 
 import click
 
-from meshnode.cli.client import RunningNode, find_node, is_held
+from meshnode.cli.client import RunningNode, find_node, is_held, reported
 from meshnode.cli.render import command_errors, emit, say
 from meshnode.config import find_places
 from meshnode.errors import MeshnodeError
@@ -35,8 +35,10 @@ def _follow(node: RunningNode, name: str, *, quiet: bool) -> dict[str, object]:
     told = ""
     while True:
         entry = next((item for item in node.call("GET", "/api/status")["models"] if item["id"] == name), None)
-        if entry is None or entry["state"] == "failed":
-            raise MeshnodeError(f"{name}: {entry['detail'] if entry else 'was unloaded meanwhile'}")
+        if entry is None:
+            raise MeshnodeError(f"{name} was unloaded meanwhile")
+        if entry["state"] == "failed":
+            raise reported(entry["error"] or {"message": entry["detail"]})
         if entry["state"] == "ready":
             return dict(entry)
         if entry["detail"] != told and not quiet:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from meshnode.errors import ModelNotFound
 from meshnode.models.gguf import split_parts
-from meshnode.models.names import ModelRef, choose_files, is_model_file, quant_of, stem_of
+from meshnode.models.names import ModelRef, choose_files, is_model_file, pinned, stem_of
 from meshnode.models.transfer import Note, bytes_here, discard, incomplete_path, read_note, write_durably
 
 MAX_ENTRIES = 100_000
@@ -257,7 +257,9 @@ def _from_snapshot(
 ) -> LocalModel | None:
     names = _with_missing_parts([*files, *(name for name in halves if name not in files)])
     try:
-        choice = choose_files(names, ref.quant, ref.filename)
+        # The catalog's file may have another name here; its quantisation is what was meant.
+        known = ref.filename in names or not ref.quant
+        choice = choose_files(names, ref.quant, ref.filename if known else "")
     except ModelNotFound:
         return None
     parts = tuple(files.get(name, snapshot / name) for name in choice.parts)
@@ -270,7 +272,7 @@ def _from_snapshot(
         return None
     blob = blob_of(parts[0]).name
     return LocalModel(
-        ref=_named(ref, choice.parts[0], choice.quant),
+        ref=pinned(ref, choice.parts[0], names),
         path=parts[0],
         parts=parts,
         size_bytes=size,
@@ -279,21 +281,6 @@ def _from_snapshot(
         mmproj=files.get(choice.mmproj),
         incomplete=any(name not in files for name in choice.parts),
         modified_s=modified,
-    )
-
-
-def _named(ref: ModelRef, filename: str, quant: str) -> ModelRef:
-    """The reference with what is now known of it."""
-    known = quant_of(filename)
-    named = ref.with_quant(known) if known else ModelRef(f"{ref.repo}/{filename}", "hub", repo=ref.repo, quant=quant)
-    return ModelRef(
-        named.canonical,
-        "hub",
-        alias=ref.alias,
-        repo=ref.repo,
-        quant=named.quant,
-        filename=filename,
-        revision=ref.revision,
     )
 
 

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from meshnode.errors import (
+    DownloadCorrupt,
     GatedRepository,
     HubOffline,
+    HubRefused,
     HubUnreachable,
     MeshnodeError,
     ModelFileInvalid,
@@ -26,6 +28,7 @@ from meshnode.models.gguf import MAX_HEADER_BYTES, parse_header
 from meshnode.models.header import Header
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
+TIMEOUT_S = 10.0
 MAX_FILES = 20_000
 # A content network may refuse to serve a file above 50 GB whole; pieces of it are served.
 SEGMENT_BYTES = 8 << 30
@@ -76,31 +79,33 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Hub:
-    """One hub. Make it with `from_environment`; tests point `endpoint` at loopback."""
+    """One hub. Make it with `from_environment`; tests point `endpoint` at loopback.
+
+    `token` is one, False for none, or None for what huggingface_hub finds (HF_TOKEN, or what `hf auth login` saved).
+    """
 
     endpoint: str = DEFAULT_ENDPOINT
-    token: str | None = None
+    token: str | bool | None = False
     offline: bool = False
-    timeout_s: float = 10.0
+    timeout_s: float = TIMEOUT_S
 
     @classmethod
     def from_environment(cls) -> Hub:
-        """The hub of HF_ENDPOINT, HF_TOKEN (or the token `hf auth login` saved) and HF_HUB_OFFLINE, read now."""
-        from huggingface_hub import get_token
-
+        """The hub of HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT, read now; the token when it is needed."""
         endpoint = os.environ.get("HF_ENDPOINT", "").strip().rstrip("/") or DEFAULT_ENDPOINT
         offline = (os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or "").lower() in _TRUE
-        return cls(endpoint, get_token(), offline)
+        timeout = os.environ.get("HF_HUB_DOWNLOAD_TIMEOUT", "")
+        return cls(endpoint, None, offline, float(timeout) if timeout.isdecimal() and int(timeout) else TIMEOUT_S)
 
     def listing(self, repo: str, revision: str = "main") -> Listing:
         """All files of a repository.
 
-        Raises ModelNotFound, GatedRepository, HubOffline, HubUnreachable.
+        Raises ModelNotFound, GatedRepository, HubRefused, HubOffline, HubUnreachable.
         """
         from huggingface_hub import HfApi
 
         with self._sentences(repo):
-            api = HfApi(endpoint=self.endpoint, token=self.token or False, library_name="meshnode")
+            api = HfApi(endpoint=self.endpoint, token=self.token, library_name="meshnode")
             info = api.model_info(repo, revision=revision, files_metadata=True, timeout=self.timeout_s)
             return _checked_listing(repo, info)
 
@@ -170,7 +175,7 @@ class Hub:
     def _headers(self) -> dict[str, str]:
         from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
 
-        return dict(build_hf_headers(token=self.token or False, library_name="meshnode"))
+        return dict(build_hf_headers(token=self.token, library_name="meshnode"))
 
     @contextmanager
     def _sentences(self, repo: str) -> Iterator[None]:
@@ -210,14 +215,23 @@ class Hub:
             return HubUnreachable(
                 f"{host} does not accept this token", fix="log in again: hf auth login (or mend HF_TOKEN)"
             )
+        if status == 403 and _host_of(error) != host:
+            # The signed address of a content network has expired; the next try gets a fresh one.
+            return HubUnreachable(f"the download address of {host} has expired")
         if status == 403:
             return GatedRepository(repo, fix=f"your token may not read it: ask for access at {page}")
         if status == 429:
             return HubUnreachable(
                 f"{host} answers too many requests", fix="wait a few minutes, or log in: hf auth login"
             )
-        if status:
+        if status == 416:
+            return DownloadCorrupt(
+                "the file on the hub is shorter than announced", fix="try another file or repository"
+            )
+        if status >= 500:
             return HubUnreachable(f"{host} answers with HTTP status {status}")
+        if status:
+            return HubRefused(f"{host} answers with HTTP status {status}")
         if isinstance(error, httpx2.TimeoutException):
             return HubUnreachable(f"{host} does not answer in time")
         if isinstance(error, httpx2.HTTPError | OSError):
@@ -226,6 +240,10 @@ class Hub:
             f"{host} answers something that is not a model hub's reply ({type(error).__name__})",
             fix="check HF_ENDPOINT, and whether a login page of the network is in between",
         )
+
+
+def _host_of(error: Exception) -> str:
+    return str(getattr(error, "response").url.netloc.decode())  # noqa: B009
 
 
 def _reason(error: Exception) -> str:

@@ -80,7 +80,10 @@ class LocalName:
 
 @dataclass(frozen=True, slots=True)
 class FileChoice:
-    """Files of a repository that make one model: all parts in order, and the projector ("" if there is none)."""
+    """Files of a repository that make one model: all parts in order, and the projector.
+
+    `quant` is "" where the file name states none, `mmproj` where there is none.
+    """
 
     parts: tuple[str, ...]
     quant: str
@@ -161,7 +164,18 @@ def choose_files(names: Sequence[str], quant: str = "", filename: str = "") -> F
         if not first:
             raise ModelNotFound(f"the repository has no {quant} file", fix=_offer(models))
     parts = _parts_of(first, names)
-    return FileChoice(parts, quant_of(parts[0]) or quant.upper() or stem_of(parts[0]), _projector(names, parts[0]))
+    return FileChoice(parts, quant_of(parts[0]), _projector(names, parts[0]))
+
+
+def pinned(ref: ModelRef, filename: str, names: Sequence[str]) -> ModelRef:
+    """`ref` once its first file is known among the `names` of its repository.
+
+    It is called `owner/repo:QUANT` when that finds this very file again, otherwise `owner/repo/FILE`.
+    """
+    quant = quant_of(filename)
+    unique = quant and choose_files(names, quant).parts[0] == filename
+    canonical = f"{ref.repo}:{quant}" if unique else f"{ref.repo}/{filename}"
+    return replace(ref, canonical=canonical, quant=quant, filename=filename)
 
 
 def did_you_mean(text: str, names: Iterable[str], limit: int = 3) -> list[str]:

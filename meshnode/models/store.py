@@ -28,7 +28,7 @@ from meshnode.models.catalog import DEMO_DRAFT, DEMO_TARGET, Catalog, CatalogEnt
 from meshnode.models.gguf import merge_headers, read_model, split_parts
 from meshnode.models.header import Header
 from meshnode.models.hub import Found, Hub, HubFile, Listing
-from meshnode.models.names import FileChoice, LocalName, ModelRef, choose_files, resolve
+from meshnode.models.names import FileChoice, LocalName, ModelRef, choose_files, pinned, resolve
 from meshnode.models.transfer import bytes_here, discard, disk_error, receive
 from meshnode.telemetry import Progress, Report, silent
 
@@ -63,8 +63,8 @@ class RemoteModel:
 
     @property
     def files(self) -> tuple[HubFile, ...]:
-        """The same with the projector."""
-        return self.parts + ((self.listing.file(self.choice.mmproj),) if self.choice.mmproj else ())
+        """The same with the projector, which comes first so that a model is not taken for whole without it."""
+        return ((self.listing.file(self.choice.mmproj),) if self.choice.mmproj else ()) + self.parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class ModelStore:
 
     def read(self, model: LocalModel) -> Header:
         """The merged header of a model on this disk. Raises ModelFileInvalid, also for one that is not complete."""
-        if model.incomplete:
+        if model.incomplete and model.ref.kind == "hub":
             raise ModelFileInvalid(
                 f"{model.name}: {model.total_bytes - model.size_bytes:,} bytes are still missing",
                 fix=f"finish the download: meshnode pull {model.ref.short_name}",
@@ -122,13 +122,12 @@ class ModelStore:
             raise ModelNotFound(f"{ref.canonical} is not on the hub")
         listing = self.hub.listing(ref.repo, ref.revision)
         try:
-            choice = choose_files(listing.names, ref.quant, ref.filename)
-        except ModelNotFound as error:
-            if not (ref.filename and ref.quant):
-                raise ModelNotFound(f"{ref.repo}: {error.detail}", fix=error.fix) from None
             # The catalog's file may have been renamed; its quantisation is what was meant.
-            choice = choose_files(listing.names, ref.quant)
-        found = RemoteModel(replace(ref.with_quant(choice.quant), filename=choice.parts[0]), listing, choice, 0)
+            known = ref.filename in listing.names or not ref.quant
+            choice = choose_files(listing.names, ref.quant, ref.filename if known else "")
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{ref.repo}: {error.detail}", fix=error.fix) from None
+        found = RemoteModel(pinned(ref, choice.parts[0], listing.names), listing, choice, 0)
         return replace(found, size_bytes=sum(file.size_bytes for file in found.files))
 
     def read_remote(self, remote: RemoteModel) -> Header:
@@ -138,8 +137,8 @@ class ModelStore:
     def pull(self, ref: ModelRef, report: Report = silent, cancelled: Callable[[], bool] = lambda: False) -> LocalModel:
         """Fetch a model (all parts and the projector), or the rest of it; verified against the hub's hashes.
 
-        Raises ModelNotFound, GatedRepository, HubOffline, HubUnreachable, DiskFull, CacheNotWritable,
-        DownloadCorrupt (the bytes are thrown away) and DownloadStopped (they are kept).
+        Raises ModelNotFound, GatedRepository, HubRefused, HubOffline, HubUnreachable, DiskFull,
+        CacheNotWritable, DownloadCorrupt (the bytes are thrown away) and DownloadStopped (they are kept).
         """
         if ref.kind != "hub" or self.hub.offline:
             model = self.find(ref)

@@ -97,10 +97,12 @@ def receive(
             os.fsync(output.fileno())
         if receiver.digest() != file.oid:
             advance(-file.size_bytes)
-            discard(blob)
             raise DownloadCorrupt(f"{file.name} has the hash {receiver.digest()[:12]}…, announced was {file.oid[:12]}…")
         half.replace(blob)
         note_path(blob).unlink(missing_ok=True)
+    except DownloadCorrupt:
+        discard(blob)
+        raise
     except OSError as error:
         raise disk_error(error, blob.parent) from error
 

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from meshnode.telemetry import LOG
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer
 
@@ -23,3 +24,10 @@ async def llama() -> AsyncIterator[FakeLlamaServer]:
 async def gateway(llama: FakeLlamaServer) -> AsyncIterator[running.Gateway]:
     async with running.gateway(running.served(llama)) as started:
         yield started
+
+
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What goes to the log of meshnode, which does not propagate once it is configured."""
+    monkeypatch.setattr(LOG, "propagate", True)
+    return caplog

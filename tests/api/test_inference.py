@@ -7,7 +7,6 @@ import pytest
 
 from meshnode.api import inference
 from meshnode.api.inference import ENDPOINTS, token_counts
-from meshnode.telemetry import LOG
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, Received, Script, endless, plain, raw, silent, streaming
 from tests.api.raw_http import Connection, Reply, ask, request
@@ -273,7 +272,7 @@ async def test_errors_of_the_engine_arrive_in_the_dialect_of_the_caller(
 
 
 async def test_an_engine_that_does_not_speak_http_is_502(
-    gateway: Gateway, llama: FakeLlamaServer, caplog: pytest.LogCaptureFixture
+    gateway: Gateway, llama: FakeLlamaServer, logged: pytest.LogCaptureFixture
 ) -> None:
     answers: list[Script] = [
         raw(b"garbage\r\n\r\n"),
@@ -289,7 +288,6 @@ async def test_an_engine_that_does_not_speak_http_is_502(
         streaming([TOKEN, TOKEN]),  # ended in form, but without a reason to finish
         plain(200, b'{"choices":[]}'),
     ]
-    LOG.propagate = True
     for script in answers:
         llama.script = script
         reply = await ask(gateway.port, CHAT, HELLO)
@@ -297,7 +295,7 @@ async def test_an_engine_that_does_not_speak_http_is_502(
         assert reply.error["code"] == "engine_connection_lost"
     gateway.models[0] = served(llama, connect=_refused)
     assert (await ask(gateway.port, CHAT, STREAM)).status == 502
-    assert not [record for record in caplog.records if record.name == "meshnode"]
+    assert not [record for record in logged.records if record.name == "meshnode"]
 
 
 async def _refused() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -549,17 +547,16 @@ async def test_waiting_has_an_end(llama: FakeLlamaServer) -> None:
 
 
 async def test_a_fault_of_ours_is_logged_once_and_the_next_request_is_answered(
-    gateway: Gateway, llama: FakeLlamaServer, caplog: pytest.LogCaptureFixture
+    gateway: Gateway, llama: FakeLlamaServer, logged: pytest.LogCaptureFixture
 ) -> None:
     async def broken() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         raise ZeroDivisionError
 
-    LOG.propagate = True
     gateway.models[0] = served(llama, connect=broken)
     reply = await ask(gateway.port, CHAT, HELLO)
     assert (reply.status, reply.error["type"]) == (500, "server_error")
-    assert "hello" not in caplog.text
-    assert len([record for record in caplog.records if record.name == "meshnode"]) == 1
+    assert "hello" not in logged.text
+    assert len([record for record in logged.records if record.name == "meshnode"]) == 1
     llama.script = streaming([DONE])
     gateway.models[0] = served(llama)
     assert (await ask(gateway.port, CHAT, STREAM)).status == 200

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from huggingface_hub import close_session
+
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -19,7 +21,8 @@ class HubRepository:
     """The files of one repository and what goes wrong with them.
 
     `announced` replaces the hash that the listing gives; `drops` holds, for the next requests of a file, after how
-    many bytes the connection is cut; `status` answers every request for a file with this code.
+    many bytes the connection is cut; `status` answers every request for a file with this code; `redirects_to` sends
+    them to another server, as the hub does with its content network.
     """
 
     files: dict[str, bytes]
@@ -32,6 +35,7 @@ class HubRepository:
     status: int = 0
     ignores_ranges: bool = False
     small: frozenset[str] = frozenset()
+    redirects_to: str = ""
 
 
 class LoopbackHub:
@@ -67,6 +71,8 @@ class LoopbackHub:
         return [value for path, value in self.requests if "/resolve/" in path]
 
     def close(self) -> None:
+        """Stop serving, and drop the client's open connections to it."""
+        close_session()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join(5)
@@ -129,9 +135,15 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None or file not in repo.files:
             return self._error(404, "EntryNotFound", "Entry not found")
         if repo.status:
-            return self._error(repo.status, "", "Out of order")
+            refused = "Invalid credentials in Authorization header"
+            return self._error(repo.status, "", refused if repo.status == 401 else "Out of order")
         if repo.gated and not self.headers.get("Authorization"):
             return self._error(401, "GatedRepo", "Access to this model is restricted")
+        if repo.redirects_to:
+            self.send_response(302)
+            self.send_header("Location", f"{repo.redirects_to}{self.path}")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         data, start, end = repo.files[file], 0, len(repo.files[file])
         match = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         if match and not repo.ignores_ranges:

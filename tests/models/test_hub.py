@@ -4,10 +4,11 @@ import threading
 from dataclasses import replace
 
 import pytest
-from loopback_hub import LoopbackHub, noise
+from loopback_hub import COMMIT, LoopbackHub, noise
 
 from meshnode.errors import (
     GatedRepository,
+    HubRefused,
     HubUnreachable,
     ModelNotFound,
 )
@@ -27,10 +28,12 @@ def test_a_gated_repository_names_the_page_and_the_login(store: ModelStore, hub_
     assert hub_server.tokens[-1] == "Bearer hf_secret"
 
 
-@pytest.mark.parametrize(("status", "sentence"), [(500, "status 500"), (429, "too many requests"), (403, "licence")])
+@pytest.mark.parametrize(
+    ("status", "sentence"), [(500, "status 500"), (429, "too many requests"), (418, "status 418"), (403, "licence")]
+)
 def test_http_errors_become_sentences(store: ModelStore, hub_server: LoopbackHub, status: int, sentence: str) -> None:
     hub_server.add(REPO, {"m-Q4_K_M.gguf": noise(10)}, status=status)
-    with pytest.raises((HubUnreachable, GatedRepository), match=sentence):
+    with pytest.raises((HubUnreachable, HubRefused, GatedRepository), match=sentence):
         store.pull(store.resolve(REPO))
 
 
@@ -96,11 +99,50 @@ def test_headers_of_a_model_that_is_only_on_the_hub(
     assert store.read_remote(remote).tensors == store.read(store.pull(remote.ref)).tensors
 
 
-def test_the_environment_is_read_when_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_ENDPOINT", "https://mirror.example/")
+def test_the_environment_is_read_when_asked(hub_server: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub_server.add(REPO, {}, private=True)
+    monkeypatch.setenv("HF_ENDPOINT", f"{hub_server.endpoint}/")
     monkeypatch.setenv("HF_TOKEN", "hf_abc")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert Hub.from_environment() == Hub("https://mirror.example", "hf_abc", True)
-    monkeypatch.delenv("HF_ENDPOINT")
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    assert (Hub.from_environment().endpoint, Hub.from_environment().offline) == ("https://huggingface.co", False)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "3")
+    hub = Hub.from_environment()
+    assert hub == Hub(hub_server.endpoint, None, False, 3.0)
+    assert hub.listing(REPO).commit == COMMIT
+    assert hub_server.tokens == ["Bearer hf_abc"]
+    monkeypatch.delenv("HF_ENDPOINT")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "soon")
+    assert Hub.from_environment() == Hub("https://huggingface.co", None, True, 10.0)
+
+
+def test_the_token_is_not_shown_to_the_content_network(store: ModelStore, hub_server: LoopbackHub) -> None:
+    network = LoopbackHub()
+    try:
+        network.add(REPO, {"m-Q4_K_M.gguf": noise(1000)})
+        hub_server.add(REPO, {"m-Q4_K_M.gguf": noise(1000)}, redirects_to=network.endpoint)
+        member = replace(store, hub=replace(store.hub, token="hf_secret"))
+        assert member.pull(member.resolve(REPO)).path.read_bytes() == noise(1000)
+        assert set(hub_server.tokens) == {"Bearer hf_secret"}
+        assert network.ranges() == ["bytes=0-999"]
+        # Another port is another origin.
+        assert network.tokens == [""]
+        network.repositories[REPO].status = 403
+        with pytest.raises(HubUnreachable, match="expired"):
+            member.pull(replace(member.resolve(REPO), revision=other_commit(hub_server)))
+    finally:
+        network.close()
+
+
+def other_commit(server: LoopbackHub) -> str:
+    """Give the repository a new commit with new bytes, and return it."""
+    repo = server.repositories[REPO]
+    repo.commit = "d" * 40
+    repo.files = {"m-Q4_K_M.gguf": noise(1000, 2)}
+    return repo.commit
+
+
+def test_a_token_that_is_not_accepted(store: ModelStore, hub_server: LoopbackHub) -> None:
+    hub_server.add(REPO, {"m-Q4_K_M.gguf": noise(10)}, status=401)
+    with pytest.raises(HubRefused, match="does not accept this token"):
+        store.pull(store.resolve(REPO))
+    assert len(hub_server.ranges()) == 1

@@ -13,6 +13,7 @@ from loopback_hub import COMMIT, LoopbackHub, noise
 from meshnode.errors import (
     DiskFull,
     HubOffline,
+    HubUnreachable,
     ModelError,
     ModelInUse,
     ModelNotFound,
@@ -167,3 +168,37 @@ def test_search_joins_the_catalog_and_the_hub(store: ModelStore, hub_server: Loo
     result = store.search("qwen3", limit=5)
     assert len(result.catalog) == 5 and result.problem is None
     assert [(found.repo, found.gated) for found in result.hub] == [("someone/qwen3-tuned-GGUF", True)]
+
+
+def test_a_renamed_catalog_file_is_found_again_on_this_disk(store: ModelStore, hub_server: LoopbackHub) -> None:
+    hub_server.add("Qwen/Qwen3-4B-GGUF", {"renamed-Q4_K_M.gguf": noise(10)})
+    pulled = store.pull(store.resolve("qwen3-4b"))
+    found = store.find(store.resolve("qwen3-4b"))
+    assert found is not None and found == pulled
+    assert (found.ref.alias, found.ref.canonical) == ("qwen3-4b", "Qwen/Qwen3-4B-GGUF:Q4_K_M")
+
+
+def test_two_models_of_one_quantisation_have_two_names(store: ModelStore, hub_server: LoopbackHub) -> None:
+    hub_server.add(REPO, {"large-Q8_0.gguf": noise(20), "small-Q8_0.gguf": noise(10), "plain.gguf": noise(5)})
+    for name, canonical in (
+        ("large-Q8_0.gguf", f"{REPO}:Q8_0"),
+        ("small-Q8_0.gguf", f"{REPO}/small-Q8_0.gguf"),
+        ("plain.gguf", f"{REPO}/plain.gguf"),
+    ):
+        model = store.pull(store.resolve(f"{REPO}/{name}"))
+        assert (model.ref.canonical, model.path.name) == (canonical, name)
+        again = store.find(store.resolve(canonical))
+        assert again is not None and again.path == model.path
+    assert store.remove(store.resolve(f"{REPO}/small-Q8_0.gguf")) == 10
+    assert {item.name for item in store.list_local()} >= {"large-Q8_0", "plain"}
+
+
+def test_the_projector_comes_first_so_that_whole_means_whole(store: ModelStore, hub_server: LoopbackHub) -> None:
+    files = {"m-Q4_K_M.gguf": noise(500), "mmproj-F16.gguf": noise(300_000)}
+    repo = hub_server.add(REPO, files, drops=[1000] + [0] * 20)
+    with pytest.raises(HubUnreachable):
+        store.pull(store.resolve(REPO))
+    found = store.find(store.resolve(REPO))
+    assert found is None or found.incomplete
+    repo.drops.clear()
+    assert store.pull(store.resolve(REPO)).mmproj is not None

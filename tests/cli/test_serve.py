@@ -1,0 +1,50 @@
+"""Starting from the terminal: what is said, and what is said when nothing was asked for."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from meshnode.cli.main import root
+from meshnode.cli.serve import _say_ready
+from meshnode.config import Settings
+
+URLS = {"api": "http://localhost:9337/v1", "console": "http://localhost:3131"}
+
+
+def test_without_options_and_without_a_node_there_is_a_quick_start(tmp_path: Path) -> None:
+    result = CliRunner().invoke(root, [], env={"MESHNODE_HOME": str(tmp_path)})
+    assert result.exit_code == 0
+    assert "meshnode --model demo" in result.output
+    assert len(result.output.splitlines()) <= 12
+    assert not list(tmp_path.iterdir())
+
+
+def test_listening_to_everybody_needs_a_key(tmp_path: Path) -> None:
+    result = CliRunner().invoke(root, ["--listen-all"], env={"MESHNODE_HOME": str(tmp_path)})
+    assert result.exit_code == 2
+    assert "API key" in result.output and "MESHNODE_API_KEY" in result.output
+
+
+def test_the_last_line_is_what_to_do_next(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_ready(Settings(model=("demo",)), URLS, 1.25)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[0] == "ready in 1.2 s"
+    command = lines[-1]
+    assert command.strip().startswith("try:") and "http://localhost:9337/v1/chat/completions" in command
+    body = json.loads(command.partition("-d '")[2].rstrip("'"))
+    assert body["model"] == "demo" and body["stream"] is True
+
+
+def test_the_key_itself_is_never_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_ready(Settings(model=("demo",), listen_all=True, api_key="sekret"), URLS, 1.0)
+    told = capsys.readouterr().err
+    assert "sekret" not in told and "$MESHNODE_API_KEY" in told and "other machines" in told
+
+
+def test_without_a_model_the_next_step_is_to_load_one(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_ready(Settings(), URLS, 1.0)
+    assert "meshnode load" in capsys.readouterr().err.splitlines()[-1]
