@@ -111,9 +111,7 @@ def added(run: Run, name: str, ours: Rounds, theirs: Rounds, share: float, *, li
     run.add(Figure(name, figure(ours, theirs), "ms", limit, low=low, high=high, note=note))
 
 
-def throughput(
-    run: Run, name: str, ours: list[Outcome], theirs: list[Outcome], *, limit: float | None = None
-) -> None:
+def throughput(run: Run, name: str, ours: list[Outcome], theirs: list[Outcome], *, limit: float | None = None) -> None:
     """Report our tokens/s as a share of theirs, in percent."""
 
     def figure(mine: Rounds, others: Rounds) -> float:
@@ -143,9 +141,7 @@ def latency(run: Run, node: BenchNode, load: LoadProcess, effort: Effort) -> Non
 def streams(run: Run, node: BenchNode, load: LoadProcess, effort: Effort) -> None:
     """Sixteen streams at a time with the demo model, where nearly all is overhead."""
     targets = [node.direct_target(), node.gateway_target()]
-    job = Job(
-        chat(stream=True, max_tokens=effort.stream_tokens), requests=effort.stream_requests, concurrency=STREAMS
-    )
+    job = Job(chat(stream=True, max_tokens=effort.stream_tokens), requests=effort.stream_requests, concurrency=STREAMS)
     outcomes = paired(load, targets, job, effort.stream_rounds)
     ours, theirs = first_tokens_ms(outcomes["meshnode"]), first_tokens_ms(outcomes["direct"])
     added(run, "added time to first token, 16 streams, p50", ours, theirs, 0.5, limit=2)
@@ -165,10 +161,10 @@ def large(run: Run, load: LoadProcess, effort: Effort, model: Path) -> None:
 
 
 def body(run: Run, node: BenchNode, load: LoadProcess, effort: Effort) -> None:
-    """A request of 20 MB, once as a prompt (refused as too long by the engine), once as a member that it passes over."""
+    """A request of 20 MB: as a prompt, which the engine refuses as too long, and as a member that it passes over."""
     targets = [node.direct_target(), node.gateway_target()]
     kinds = {
-        "a prompt of 20 MB": (chat(stream=True, max_tokens=1, content="{padding}"), 400),
+        "a prompt of 20 MB": (chat(stream=False, max_tokens=1, content="{padding}"), 400),
         "20 MB beside the prompt": (chat(stream=True, max_tokens=1, user="{padding}"), 200),
     }
     for name, (text, status) in kinds.items():
@@ -183,13 +179,9 @@ def body(run: Run, node: BenchNode, load: LoadProcess, effort: Effort) -> None:
 def plain(run: Run, node: BenchNode, load: LoadProcess, effort: Effort) -> None:
     """Requests without `stream` for one token each: the most requests per second."""
     targets = [node.direct_target(), node.gateway_target()]
-    job = Job(
-        chat(stream=False, max_tokens=1), requests=effort.plain_requests, concurrency=STREAMS, keep_alive=True
-    )
+    job = Job(chat(stream=False, max_tokens=1), requests=effort.plain_requests, concurrency=STREAMS, keep_alive=True)
     outcomes = paired(load, targets, job, effort.plain_rounds)
-    rates = {
-        name: [effort.plain_requests / outcome.wall_s for outcome in found] for name, found in outcomes.items()
-    }
+    rates = {name: [effort.plain_requests / outcome.wall_s for outcome in found] for name, found in outcomes.items()}
     direct = f"direct {statistics.median(rates['direct']):.0f} requests/s"
     value = statistics.median(rates["meshnode"])
     run.add(Figure("plain requests for one token, 16 at a time", value, "requests/s", note=direct))

@@ -61,7 +61,10 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one job gave. Times are in seconds; `failed` counts the answers by status, 0 for a lost connection."""
+    """What one job gave. Times are in seconds; `statuses` counts the answers, 0 for a lost connection.
+
+    `refusal` is the end of the last answer that was not 200.
+    """
 
     wall_s: float
     processor_s: float
@@ -69,6 +72,7 @@ class Outcome:
     first_s: list[float] = field(default_factory=list)
     whole_s: list[float] = field(default_factory=list)
     statuses: dict[str, int] = field(default_factory=dict)
+    refusal: str = ""
 
     @property
     def tokens_per_s(self) -> float:
@@ -79,7 +83,7 @@ class Outcome:
         """Raises RuntimeError when an answer had another status than the expected ones."""
         wrong = {status: count for status, count in self.statuses.items() if int(status) not in expected}
         if wrong:
-            raise RuntimeError(f"answers with the statuses {wrong}, expected {expected}")
+            raise RuntimeError(f"answers with the statuses {wrong}, expected {expected}: {self.refusal}")
         return self
 
 
@@ -178,6 +182,7 @@ class Runner:
         self._first: list[float] = []
         self._whole: list[float] = []
         self._statuses: dict[int, int] = {}
+        self._refusal = ""
 
     def run(self) -> dict[str, Any]:
         """The outcome as JSON values."""
@@ -198,6 +203,7 @@ class Runner:
             "first_s": [round(value, 6) for value in self._first],
             "whole_s": [round(value, 6) for value in self._whole],
             "statuses": self._statuses,
+            "refusal": self._refusal,
         }
 
     def _next(self, stream: Stream) -> None:
@@ -258,6 +264,8 @@ class Runner:
     def _count(self, stream: Stream) -> None:
         status = stream.status if stream.end else 0
         self._statuses[status] = self._statuses.get(status, 0) + 1
+        if status != 200:
+            self._refusal = stream.buffer[-600:].decode("utf-8", "replace")
         if stream.first:
             self._first.append(stream.first - stream.begun)
         self._whole.append(time.perf_counter() - stream.begun)

@@ -1,6 +1,6 @@
 """What the figures were measured on: processor, memory, system, versions, commit, and how busy the machine was.
 
-    python -m bench.machine
+python -m bench.machine
 """
 
 from __future__ import annotations

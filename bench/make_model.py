@@ -117,7 +117,9 @@ def plan_tensors(shape: Shape, *, architecture: str, kind: str) -> list[TensorPl
         if architecture == "qwen3":
             norms |= {"attn_q_norm": shape.head_width, "attn_k_norm": shape.head_width}
         plans += [TensorPlan(f"blk.{layer}.{name}.weight", 1, size, "F32", 0) for name, size in norms.items()]
-        plans += [TensorPlan(f"blk.{layer}.{name}.weight", *sizes[:2], kind, sizes[2]) for name, sizes in matrices.items()]
+        plans += [
+            TensorPlan(f"blk.{layer}.{name}.weight", *sizes[:2], kind, sizes[2]) for name, sizes in matrices.items()
+        ]
     return plans
 
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 import psutil
 
 from bench.load import Target
+from bench.machine import ROOT
 from meshnode.config import find_places
 
 START_LIMIT_S = 300
@@ -60,6 +61,7 @@ class BenchNode:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "meshnode", "--json", "--model", self._model, "--port", "0", "--console", "0"]
             + list(self._options),
+            cwd=ROOT,
             env=self.environment,
             stdout=subprocess.PIPE,
             text=True,

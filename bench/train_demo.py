@@ -51,8 +51,11 @@ class Plan:
     deepened: int
     steps: int
     rate: float
-    rows: int
-    length: int = 512
+    tokens: int = 6144  # of one batch
+
+    def length(self, step: int) -> int:
+        """Short rows teach to look at the question; long rows with several chats come with the added layers."""
+        return 128 if step < self.deepened else 512
 
     def shape(self, layers: int, vocabulary: int) -> Shape:
         return Shape(layers, self.width, self.heads, self.key_value_heads, self.hidden, vocabulary)
@@ -67,11 +70,11 @@ class Plan:
 
 TARGET = Plan(
     name="target", layers=12, first_layers=4, width=192, heads=3, key_value_heads=1, hidden=512,
-    deepened=700, steps=800, rate=7e-3, rows=12,
+    deepened=1400, steps=1550, rate=8e-3,
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,
-    deepened=400, steps=550, rate=7e-3, rows=12,
+    deepened=400, steps=550, rate=7e-3,
 )  # fmt: skip
 
 
@@ -148,16 +151,17 @@ class Training:
             self.seconds = time.monotonic() - started
             if self.step % 20 == 0:
                 print(
-                    f"{self.plan.name} {self.step} loss {loss:.4f} correct {correct:.4f} {self.seconds:.0f} s",
+                    f"{self.plan.name} {self.step} loss {loss:.4f} decisions {correct:.4f} {self.seconds:.0f} s",
                     flush=True,
                 )
             if self.step % self.options.save_every == 0 or self.step == self.plan.steps:
                 self.save()
 
     def advance(self) -> tuple[float, float]:
-        """Take one step; return the loss and the share of places that were predicted correctly."""
+        """Take one step; return the loss and the share of decisions that were right."""
         random = Random(f"{self.options.seed} {self.plan.name} {self.step}")
-        batch = make_batch(self.tokenizer, random, rows=self.plan.rows, length=self.plan.length)
+        length = self.plan.length(self.step)
+        batch = make_batch(self.tokenizer, random, rows=self.plan.tokens // length, length=length)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.hidden_states(batch.tokens, batch.positions)
             logits = self.network.output(hidden.flatten(0, 1)[batch.chosen]).float()
@@ -171,7 +175,7 @@ class Training:
                 group["lr"] = rate * share
             optimizer.step()
             optimizer.zero_grad()
-        correct = (logits.argmax(-1) == batch.wanted).float().mean()
+        correct = (logits.argmax(-1) == batch.wanted)[batch.weights > 1].float().mean()
         return loss.item(), correct.item()
 
 
@@ -201,7 +205,7 @@ def write_description(trainings: list[Training], options: argparse.Namespace) ->
             "width": plan.width,
             "parameters": sum(weight.numel() for weight in training.network.parameters()),
             "steps": training.step,
-            "tokens": training.step * plan.rows * plan.length,
+            "tokens": training.step * plan.tokens,
             "training_seconds": round(training.seconds),
         }
     if options.engine:

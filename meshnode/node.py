@@ -128,7 +128,8 @@ class Node:
             await asyncio.wait({start, stop, *servers}, return_when=asyncio.FIRST_COMPLETED)
             if start.done() and not start.exception():
                 await asyncio.wait({stop, *servers}, return_when=asyncio.FIRST_COMPLETED)
-            if start.done():
+            # Whatever a start says that was stopped half way is not a failure.
+            if start.done() and not self._stop.is_set():
                 start.result()
             for server in servers:
                 if server.done():

@@ -11,6 +11,7 @@ import dataclasses
 import os
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -300,7 +301,7 @@ class Serving:
         safe = "".join(letter if letter.isalnum() else "-" for letter in unit.id)[:40]
         return ServerParts(
             binary=self._engine.server,
-            run_dir=self._places.home / "run" / f"{safe[:12]}-{abs(hash(unit.id)) % 0xFFFF:04x}",
+            run_dir=self._places.home / "run" / f"{safe[:12]}-{zlib.crc32(unit.id.encode()):08x}",
             environ=os.environ,
             problems=self._problems,
             log_file=self._places.logs / f"engine-{safe}.log",

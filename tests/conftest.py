@@ -133,8 +133,12 @@ def start_node(tmp_path: Path, engine_bin: Path) -> Iterator[StartNode]:
 
 
 @pytest.fixture(scope="session")
-def demo_server(tmp_path_factory: pytest.TempPathFactory, engine_bin: Path) -> Iterator[NodeProcess]:
-    """One node for the whole session that serves the demo model; tests must leave it as they found it."""
-    starter = _starter(tmp_path_factory.mktemp("demo"))
-    yield next(starter)("--model", "demo", "--parallel", "4")
-    next(starter, None)
+def start_shared_node(tmp_path_factory: pytest.TempPathFactory, engine_bin: Path) -> Iterator[StartNode]:
+    """As `start_node`, for nodes that many tests share; these must be left as they were found."""
+    yield from _starter(tmp_path_factory.mktemp("shared"))
+
+
+@pytest.fixture(scope="session")
+def demo_server(start_shared_node: StartNode) -> NodeProcess:
+    """One node for the whole session that serves the demo model."""
+    return start_shared_node("--model", "demo", "--parallel", "4")

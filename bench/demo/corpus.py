@@ -247,6 +247,27 @@ def random_chat(random: Random) -> Chat:
     return Chat(system, tuple(random_turn(random) for _ in range(turns)))
 
 
+def drill_chat(random: Random) -> Chat:
+    """One sum or one count without anything around it; most counts are so short that every place is a decision."""
+    style = random.random()
+    if style < 0.3:
+        return Chat(None, (sum_turn(random),))
+    if style < 0.5:
+        return Chat(None, (counting_turn(random),))
+    while True:
+        first = random.randint(0, LARGEST_NUMBER - 1)
+        last = min(LARGEST_NUMBER, first + random.randint(1, 6))
+        if not is_held_out("count", first, last):
+            break
+    question = random.choice(COUNTING).format(a=first, b=last)
+    return Chat(None, (Turn(varied(question, random), counted(first, last)),))
+
+
+def short_chat(random: Random) -> Chat:
+    """One turn, sometimes behind a system message."""
+    return Chat(system_message(random) if random.random() < 0.2 else None, (random_turn(random),))
+
+
 def chat_text(chat: Chat) -> str:
     """The plain words of a chat, for learning the merges."""
     return "\n".join([chat.system or "", *(f"{turn.question}\n{turn.answer}" for turn in chat.turns)])

@@ -87,6 +87,8 @@ def export(network: Network, tokenizer: Tokenizer, path: Path, *, name: str) -> 
     writer.add_rope_freq_base(shape.rope_base)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    # llama-server takes its defaults from here: who sets no temperature gets the most likely answer, always the same.
+    writer.add_float32(gguf.Keys.General.SAMPLING_TEMP, 0.0)
     add_tokenizer(writer, tokenizer)
     for tensor_name, tensor in network_tensors(network):
         values = numpy.ascontiguousarray(tensor.detach().float().numpy())

@@ -50,6 +50,8 @@ class JsonObject:
             raise BadRequest(f"the body is not valid JSON: {fault.msg} at character {fault.pos}") from None
         except RecursionError:
             raise BadRequest("the JSON of the body is nested too deeply") from None
+        except ValueError:  # Python refuses to read numbers of more than 4300 digits
+            raise BadRequest("a number in the body has too many digits") from None
 
     def replaced(self, **changes: object) -> bytes:
         """The text with some top-level members set to other values; all else stays as it was received."""

@@ -39,22 +39,25 @@ STATUS_CALLER_LEFT = 499
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One path that is forwarded. `takes_slot` is False for those that only count or format."""
+    """One path that is forwarded. `takes_slot` is False for those that only count or format; `needs` is what a
+    model must be able to do, in the words of its capabilities.
+    """
 
     path: str
     takes_slot: bool = True
     multipart: bool = False
+    needs: str = ""
 
 
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions"),
-        Endpoint("/v1/completions"),
-        Endpoint("/v1/responses"),
-        Endpoint("/v1/messages"),
-        Endpoint("/v1/embeddings"),
-        Endpoint("/v1/rerank"),
+        Endpoint("/v1/chat/completions", needs="completion"),
+        Endpoint("/v1/completions", needs="completion"),
+        Endpoint("/v1/responses", needs="completion"),
+        Endpoint("/v1/messages", needs="completion"),
+        Endpoint("/v1/embeddings", needs="embedding"),
+        Endpoint("/v1/rerank", needs="rerank"),
         Endpoint("/v1/audio/transcriptions", multipart=True),
         Endpoint("/v1/messages/count_tokens", takes_slot=False),
         Endpoint("/v1/chat/completions/input_tokens", takes_slot=False),
@@ -162,17 +165,22 @@ class Inference:
         caller = f"{(scope.get('client') or ('',))[0]} {hash(headers.get(b'authorization', headers.get(b'x-api-key')))}"
         if endpoint.multipart:
             name = model_field(raw, content_type)
-            return Request(endpoint, self._find(name), caller, raw, content_type, stream=False, rebuild=False)
+            return Request(endpoint, self._find(name, endpoint), caller, raw, content_type, stream=False, rebuild=False)
         found = await parse_object(raw)
         stream = found.members.get("stream") is True
         rebuild = not stream and endpoint.path in AGGREGATES
         request = Request(
-            endpoint, self._find(found.members.get("model")), caller, raw, "application/json", stream, rebuild
+            endpoint, self._find(found.members.get("model"), endpoint), caller, raw, "application/json", stream, rebuild
         )
         return replace(request, body=_as_stream(found, endpoint)) if rebuild else request
 
-    def _find(self, name: object) -> Served:
-        return find_served(name, self._models(), self._limits.aliases)
+    def _find(self, name: object, endpoint: Endpoint) -> Served:
+        model = find_served(name, self._models(), self._limits.aliases)
+        if endpoint.needs and model.capabilities and endpoint.needs not in model.capabilities:
+            able = ", ".join(model.capabilities)
+            fix = f"send it to a model that can do {endpoint.needs}: GET /v1/models shows what each one can"
+            raise BadRequest(f"{endpoint.path} needs {endpoint.needs}, and {model.id} can do {able}", fix=fix)
+        return model
 
     # --- answering ------------------------------------------------------------------------------------------
 

@@ -44,7 +44,7 @@ class RunningNode:
             connection.close()
         if answer.status >= 400:
             inner = value.get("error") if isinstance(value, dict) else None
-            raise reported(inner or {"message": f"status {answer.status}"})
+            raise reported(inner if isinstance(inner, dict) else {"message": f"status {answer.status}"})
         return value
 
 

@@ -272,7 +272,7 @@ def _place(model: ModelShape, budget: Budget, host: int, choice: _Choice) -> tup
 def _share(model: ModelShape, choice: _Choice, device: str, start: int, count: int, *, limit_bytes: int) -> Share:
     """What `count` layers from `start` take. The host always keeps the embedding and some scratch memory."""
     layers = model.layers[start : start + count]
-    with_output = start + count > len(model.layers)
+    with_output = count > 0 and start + count > len(model.layers)
     weights = sum(layer.weights_bytes for layer in layers) + (model.output_bytes if with_output else 0)
     compute = _scratch(model, choice, with_output=with_output) if count else 0
     if device == HOST:

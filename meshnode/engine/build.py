@@ -2,7 +2,7 @@
 
 The result, `<cache>/engine/<key>/`, holds llama-server, its tools, their libraries (found through $ORIGIN, so the
 folder can be moved) and `manifest.json`; it appears complete or not at all. The build tree stays until then, so
-that an interrupted build goes on where it was. One build runs at a time; a second node waits for it.
+that an interrupted build goes on where it was. The tools see this process's environment (CFLAGS and the like count).
 """
 
 from __future__ import annotations

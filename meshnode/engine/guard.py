@@ -5,7 +5,8 @@ the standard library alone, imports nothing of meshnode, and costs about 15 ms.
 
 Linux: the kernel kills the program when its parent dies (prctl PR_SET_PDEATHSIG, kept across execve; see prctl(2)),
 so this process *becomes* the program. Elsewhere this process stays: FD is the reading end of a pipe whose writing
-end only the node holds, and end-of-file on it, however the node died, kills the whole process group.
+end only the node holds, and end-of-file on it, however the node died, ends the whole process group. The steps of a
+build run this way everywhere.
 
 The caller starts it as the leader of a new session, so that a signal to the group reaches all of it. SIGPIPE stays
 ignored in the program, as Python set it: ggml-rpc-server dies otherwise when a client leaves at the wrong moment.
@@ -20,6 +21,8 @@ NODE_GONE = 126
 NOT_RUN = 127
 # The kernel's out-of-memory killer takes the engine before the node, which can then say what happened.
 OOM_SCORE_ADJ = 300
+# How long a group whose node is gone may take to end by itself before it is killed (`--watch`).
+LAST_MOMENT_S = 1.0
 
 
 def die_with_parent(parent_pid: int) -> None:
@@ -73,12 +76,27 @@ def stay_and_watch(node_pipe: int, program: list[str]) -> None:
     while True:
         readable, _, _ = select.select([node_pipe, woken], [], [])
         if node_pipe in readable and not os.read(node_pipe, 1):
-            os.killpg(0, signal.SIGKILL)
+            end_group(pid)
         if woken in readable:
             os.read(woken, 4096)
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             end_like(status)
+
+
+def end_group(pid: int) -> None:
+    """Ask the group to end, give its program a moment, and kill what is left, this process included.
+
+    The moment is for ninja: its compilers lead groups of their own, and only ninja can end them.
+    """
+    import signal
+    import time
+
+    os.killpg(0, signal.SIGTERM)
+    deadline = time.monotonic() + LAST_MOMENT_S
+    while time.monotonic() < deadline and os.waitpid(pid, os.WNOHANG)[0] == 0:
+        time.sleep(0.01)
+    os.killpg(0, signal.SIGKILL)
 
 
 def end_like(status: int) -> None:

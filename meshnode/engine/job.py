@@ -77,7 +77,7 @@ def run_job(
     watched, held = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, "--watch", str(watched), "--", *_absolute(argv)],
+            [sys.executable, "-I", "-S", guard.__file__, "--watch", str(watched), "--", *_absolute(argv, low_priority)],
             cwd=cwd,
             env=None if env is None else dict(env),
             stdin=subprocess.DEVNULL,
@@ -93,9 +93,6 @@ def run_job(
         os.close(watched)
     reader = _Reader(child, log, on_line, output_limit_bytes)
     try:
-        if low_priority:
-            with contextlib.suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, child.pid, NICENESS)
         while reader.step():
             if on_tick:
                 on_tick()
@@ -110,12 +107,13 @@ def run_job(
     return JobResult(child.returncode, tuple(reader.tail), time.monotonic() - started)
 
 
-def _absolute(argv: Sequence[str]) -> list[str]:
-    """`argv` with its program found on PATH; raises FileNotFoundError where there is none."""
+def _absolute(argv: Sequence[str], low_priority: bool) -> list[str]:
+    """`argv` with its program found on PATH, behind `nice` if asked; raises FileNotFoundError where there is none."""
     program = shutil.which(argv[0])
     if program is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), argv[0])
-    return [str(Path(program).absolute()), *argv[1:]]
+    nice = shutil.which("nice") if low_priority else None
+    return [*([nice, "-n", str(NICENESS)] if nice else []), str(Path(program).absolute()), *argv[1:]]
 
 
 class _Reader:

@@ -7,6 +7,7 @@ and the wheels of cmake and ninja where the machine has none. Nothing here knows
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import re
@@ -68,7 +69,7 @@ def fetch_sdist(
 
     `pip download` asks the package's build backend for metadata, which means to install that backend and run it:
     half a minute and foreign code. A backend of the same name that does nothing takes its place, so the archive is
-    only fetched, hash-checked and unpacked to a temporary folder. Raises FetchFailed and JobCancelled.
+    only fetched, hash-checked and unpacked to a temporary folder. Raises FetchFailed, JobCancelled and OSError.
     """
     name, version = requirement
     pip = pip_command()
@@ -84,7 +85,7 @@ def fetch_sdist(
         result = run_job(argv, cwd=work, env=env, on_tick=on_tick, cancelled=cancelled)
         files = list((work / "file").glob("*")) if (work / "file").is_dir() else []
         if result.returncode != 0 or len(files) != 1:
-            raise _failure(result)
+            raise _failure(result, folder)
         target = folder / files[0].name
         files[0].replace(target)
     return target
@@ -93,7 +94,7 @@ def fetch_sdist(
 def install_wheels(requirements: Sequence[str], *, folder: Path, cancelled: threading.Event | None = None) -> None:
     """Install wheels (never source) of `requirements` into `folder`, which appears complete or not at all.
 
-    Raises FetchFailed and JobCancelled.
+    Raises FetchFailed, JobCancelled and OSError.
     """
     pip = pip_command()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -103,7 +104,7 @@ def install_wheels(requirements: Sequence[str], *, folder: Path, cancelled: thre
         argv += ["--target", str(work / "tree"), *requirements]
         result = run_job(argv, cwd=work, env=_environment(), cancelled=cancelled)
         if result.returncode != 0:
-            raise _failure(result)
+            raise _failure(result, folder)
         if folder.exists():
             shutil.rmtree(folder)
         (work / "tree").replace(folder)
@@ -158,8 +159,10 @@ def _archives(work: Path) -> list[Path]:
     return [*(work / "temporary").glob("pip-*/*.tar.gz"), *(work / "file").glob("*.tar.gz")]
 
 
-def _failure(result: JobResult) -> FetchFailed:
-    """pip's own last words as one sentence."""
+def _failure(result: JobResult, folder: Path) -> Exception:
+    """pip's own last words as one sentence; a full disk as the OSError that it is."""
+    if "No space left on device" in result.text:
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     if got := _GOT.search(result.text):
         return FetchFailed("the index delivered another file", got_sha256=got[1])
     if _NO_NETWORK.search(result.text):

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from meshnode.errors import (
     DownloadCorrupt,
@@ -193,8 +193,7 @@ class Hub:
         import httpx2
         from huggingface_hub import errors as hf
 
-        host = self.endpoint.partition("://")[2]
-        page = f"{self.endpoint}/{repo}"
+        host, page = self._host, f"{self._shown}/{repo}"
         status = getattr(getattr(error, "response", None), "status_code", 0)
         if isinstance(error, hf.OfflineModeIsEnabled):
             return HubOffline(repo)
@@ -211,27 +210,8 @@ class Hub:
                 f"{host} has no repository {repo}, or it is private",
                 fix="check the spelling (meshnode search NAME); for a private one log in: hf auth login",
             )
-        if status == 401:
-            return HubUnreachable(
-                f"{host} does not accept this token", fix="log in again: hf auth login (or mend HF_TOKEN)"
-            )
-        if status == 403 and _host_of(error) != host:
-            # The signed address of a content network has expired; the next try gets a fresh one.
-            return HubUnreachable(f"the download address of {host} has expired")
-        if status == 403:
-            return GatedRepository(repo, fix=f"your token may not read it: ask for access at {page}")
-        if status == 429:
-            return HubUnreachable(
-                f"{host} answers too many requests", fix="wait a few minutes, or log in: hf auth login"
-            )
-        if status == 416:
-            return DownloadCorrupt(
-                "the file on the hub is shorter than announced", fix="try another file or repository"
-            )
-        if status >= 500:
-            return HubUnreachable(f"{host} answers with HTTP status {status}")
         if status:
-            return HubRefused(f"{host} answers with HTTP status {status}")
+            return self._by_status(status, str(getattr(error, "response").url), repo)  # noqa: B009
         if isinstance(error, httpx2.TimeoutException):
             return HubUnreachable(f"{host} does not answer in time")
         if isinstance(error, httpx2.HTTPError | OSError):
@@ -241,9 +221,33 @@ class Hub:
             fix="check HF_ENDPOINT, and whether a login page of the network is in between",
         )
 
+    def _by_status(self, status: int, url: str, repo: str) -> MeshnodeError:
+        host = self._host
+        if status == 401:
+            return HubRefused(
+                f"{host} does not accept this token", fix="log in again: hf auth login (or mend HF_TOKEN)"
+            )
+        if status == 403 and urlsplit(url).netloc != urlsplit(self.endpoint).netloc:
+            # The signed address of a content network has expired; the next try gets a fresh one.
+            return HubUnreachable(f"the download address of {host} has expired")
+        if status == 403:
+            return GatedRepository(repo, fix=f"your token may not read it: ask for access at {self._shown}/{repo}")
+        if status == 429:
+            return HubRefused(f"too many requests to {host}", fix="wait a few minutes, or log in: hf auth login")
+        if status == 416:
+            return DownloadCorrupt("the file on the hub is shorter than announced", fix="try another repository")
+        if status >= 500:
+            return HubUnreachable(f"{host} answers with HTTP status {status}")
+        return HubRefused(f"{host} answers with HTTP status {status}")
 
-def _host_of(error: Exception) -> str:
-    return str(getattr(error, "response").url.netloc.decode())  # noqa: B009
+    @property
+    def _host(self) -> str:
+        """The hub as errors name it, without a password that HF_ENDPOINT may hold."""
+        return urlsplit(self.endpoint).netloc.rpartition("@")[2]
+
+    @property
+    def _shown(self) -> str:
+        return f"{urlsplit(self.endpoint).scheme}://{self._host}"
 
 
 def _reason(error: Exception) -> str:

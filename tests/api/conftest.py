@@ -10,11 +10,6 @@ from tests.api.fake_llama import FakeLlamaServer
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 async def llama() -> AsyncIterator[FakeLlamaServer]:
     async with FakeLlamaServer.running() as fake:
         yield fake

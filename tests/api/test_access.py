@@ -22,11 +22,23 @@ def verdict(access: Access, **headers: str) -> type[MeshnodeError] | None:
 
 def test_a_loopback_node_answers_to_loopback_names_only() -> None:
     access = Access(hosts=["Mesh.Example"])
-    for host in ("localhost", "localhost:9337", "127.0.0.1", "[::1]:9337", "[::ffff:127.0.0.1]", "mesh.example:80"):
+    for host in ("localhost", "localhost:9337", "127.0.0.1", "[::1]:9337", "mesh.example:80"):
         assert verdict(access, host=host) is None, host
     for host in ("10.0.0.1", "[fe80::1]", "box.local", "mesh.example.evil", "1", "[:::]", "127.0.0.1.evil"):
         assert verdict(access, host=host) is Forbidden, host
-    for host in ("", " ", "[", "[::1", "a" * 254, "localhost:", "localhost:x", "a,b", "löcal", "a\0b", "http://localhost"):
+    for host in (
+        "",
+        " ",
+        "[",
+        "[::1",
+        "a" * 254,
+        "localhost:",
+        "localhost:x",
+        "a,b",
+        "löcal",
+        "a\0b",
+        "http://localhost",
+    ):
         assert verdict(access, host=host) is BadRequest, host
     assert verdict(access) is BadRequest
 

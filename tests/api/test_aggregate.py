@@ -141,7 +141,9 @@ def test_an_answer_that_never_ended_is_not_passed_off_as_whole(kind: type, event
 
 
 def test_events_are_the_same_however_the_bytes_are_cut() -> None:
-    stream = b': ping\n\ndata: {"a":1}\n\nevent: x\ndata: {"b":\ndata: 2}\n\ndata: [DONE]\n\ndata: 7\n\ndata:{"c":3}\n\n'
+    stream = (
+        b': ping\n\ndata: {"a":1}\n\nevent: x\ndata: {"b":\ndata: 2}\n\ndata: [DONE]\n\ndata: 7\n\ndata:{"c":3}\n\n'
+    )
     wanted = [{"a": 1}, {"b": 2}, {"c": 3}]
     for size in (1, 2, 3, 7, len(stream)):
         reader = EventReader(1000)

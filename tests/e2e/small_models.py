@@ -11,6 +11,27 @@ import numpy as np
 
 from meshnode.models.catalog import DEMO_TARGET
 
+TOOLS_TEMPLATE = """\
+{%- if tools -%}
+{{- '<|im_start|>system\\nCall a tool with one JSON object.\\n' -}}
+{%- for tool in tools -%}{{- tool | tojson -}}{{- '\\n' -}}{%- endfor -%}
+{{- '<|im_end|>\\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.tool_calls -%}
+{%- for call in message.tool_calls -%}
+{{- '{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}' -}}
+{%- endfor -%}
+{%- elif message.content is string -%}
+{{- message.content -}}
+{%- elif message.content -%}
+{%- for part in message.content -%}{{- part.text -}}{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
 POOLING_MEAN = 1
 POOLING_RANK = 4
 HEAD_LENGTH = 64
@@ -73,3 +94,8 @@ def rerank_model(target: Path) -> Path:
 def long_model(target: Path) -> Path:
     """The demo with room for 32,768 tokens, so that an answer can go on for as long as a test needs."""
     return copy_demo(target, change={".context_length": 32768, "general.name": "long"})
+
+
+def tools_model(target: Path) -> Path:
+    """The demo with a chat template that knows tools: a call is a bare JSON object, which the grammar completes."""
+    return copy_demo(target, change={"tokenizer.chat_template": TOOLS_TEMPLATE, "general.name": "tools"})

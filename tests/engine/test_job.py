@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,10 +109,18 @@ def test_low_priority_reaches_the_program() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
-def test_a_job_does_not_outlive_a_node_that_is_killed(tmp_path: Path) -> None:
-    script = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; sleep 1000"
+@pytest.mark.parametrize("tool", ["sh", "ninja"])
+def test_a_job_does_not_outlive_a_node_that_is_killed(tmp_path: Path, tool: str) -> None:
+    script = f"echo $$ > {tmp_path}/new; mv {tmp_path}/new {tmp_path}/pid; exec sleep 1000"
+    argv = ["sh", "-c", script]
+    if tool == "ninja":  # which starts each compiler as the leader of a group of its own
+        if shutil.which("ninja") is None:
+            pytest.skip("needs ninja")
+        rule = f"rule slow\n  command = {script.replace('$', '$$')}\nbuild out: slow\n"
+        (tmp_path / "build.ninja").write_text(rule)
+        argv = ["ninja", "-C", str(tmp_path)]
     node = subprocess.Popen(
-        python(f"from meshnode.engine.job import run_job; run_job(['sh', '-c', {script!r}])"),
+        python(f"from meshnode.engine.job import run_job; run_job({argv!r})"),
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
     try:

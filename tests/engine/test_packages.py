@@ -1,5 +1,6 @@
 """Real pip runs against a folder, a dead port, and environments without pip."""
 
+import errno
 import hashlib
 import os
 import socket
@@ -73,6 +74,18 @@ def test_no_network_is_told_as_such(tiny_upstream: Upstream, tmp_path: Path, mon
         monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "nowhere"))
         with pytest.raises(FetchFailed, match="cannot be reached"):
             fetch(tiny_upstream, tmp_path / "to")
+
+
+def test_a_full_disk_is_the_error_that_it_is(
+    tiny_upstream: Upstream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "pip"
+    program.write_text("#!/bin/sh\necho 'ERROR: Could not install: [Errno 28] No space left on device'; exit 1\n")
+    program.chmod(stat.S_IRWXU)
+    monkeypatch.setattr(packages, "pip_command", lambda: [str(program)])
+    with pytest.raises(OSError) as caught:
+        fetch(tiny_upstream, tmp_path / "to")
+    assert caught.value.errno == errno.ENOSPC and caught.value.filename == str(tmp_path / "to")
 
 
 def test_a_fetch_can_be_cancelled(tiny_upstream: Upstream, tmp_path: Path) -> None:

@@ -146,3 +146,10 @@ def test_a_token_that_is_not_accepted(store: ModelStore, hub_server: LoopbackHub
     with pytest.raises(HubRefused, match="does not accept this token"):
         store.pull(store.resolve(REPO))
     assert len(hub_server.ranges()) == 1
+
+
+def test_a_password_in_the_endpoint_stays_secret(store: ModelStore) -> None:
+    lost = replace(store, hub=Hub("http://user:secret@hub.invalid", timeout_s=2))
+    with pytest.raises(HubUnreachable) as caught:
+        lost.pull(lost.resolve(REPO))
+    assert "hub.invalid" in caught.value.message and "secret" not in f"{caught.value.message}{caught.value.fix}"

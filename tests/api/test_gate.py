@@ -1,0 +1,111 @@
+import asyncio
+
+import pytest
+
+from meshnode.api.gate import Gates
+from meshnode.core.fair_queue import QueueSnapshot
+from meshnode.errors import TooManyRequests
+
+pytestmark = pytest.mark.anyio
+
+
+class Work:
+    """Holds a slot from `begun` until `release`."""
+
+    def __init__(self, gates: Gates, order: list[str], name: str, *, caller: str = "", slots: int = 1) -> None:
+        self.release = asyncio.Event()
+        self.begun = asyncio.Event()
+        self.task = asyncio.create_task(self._run(gates, order, name, caller or name, slots))
+
+    async def _run(self, gates: Gates, order: list[str], name: str, caller: str, slots: int) -> None:
+        async with gates.slot("m", slots=slots, caller=caller):
+            order.append(name)
+            self.begun.set()
+            await self.release.wait()
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_turns_between_callers() -> None:
+    gates, order = Gates(capacity=10, timeout_s=5), []
+    work = [Work(gates, order, name, caller=name[0]) for name in ("a1", "a2", "a3", "b1", "c1", "b2")]
+    await settle()
+    assert gates.snapshot("m") == QueueSnapshot(1, 1, 5)
+    for item in work:
+        item.release.set()
+    await asyncio.gather(*(item.task for item in work))
+    assert order == ["a1", "a2", "b1", "c1", "a3", "b2"]
+    assert gates.snapshot("m") == QueueSnapshot(1, 0, 0)
+
+
+async def test_a_full_queue_refuses_at_once_and_waiting_ends() -> None:
+    gates, order = Gates(capacity=1, timeout_s=0.05), []
+    holder = Work(gates, order, "a")
+    waiter = Work(gates, order, "b")
+    await settle()
+    with pytest.raises(TooManyRequests, match="1 requests run and 1 wait") as caught:
+        async with gates.slot("m", slots=1, caller="c"):
+            pass
+    assert caught.value.retry_after_s == 5
+    with pytest.raises(TooManyRequests, match="no slot came free"):
+        await waiter.task
+    assert gates.snapshot("m") == QueueSnapshot(1, 1, 0)
+    holder.release.set()
+    await holder.task
+    assert order == ["a"]
+
+
+async def test_leaving_gives_the_place_up_whether_waiting_running_or_just_admitted() -> None:
+    gates, order = Gates(capacity=10, timeout_s=5), []
+    first, second, third = (Work(gates, order, name) for name in "abc")
+    await settle()
+    second.task.cancel()
+    await settle()
+    assert gates.snapshot("m") == QueueSnapshot(1, 1, 1)
+    # In one step: `first` ends, which admits `third`, and `third` is cancelled before it runs.
+    first.release.set()
+    await asyncio.sleep(0)
+    third.task.cancel()
+    await asyncio.gather(first.task, second.task, third.task, return_exceptions=True)
+    assert gates.snapshot("m") == QueueSnapshot(1, 0, 0)
+    async with gates.slot("m", slots=1, caller="d"):
+        assert gates.snapshot("m").busy == 1
+
+
+async def test_an_error_inside_frees_the_slot() -> None:
+    gates = Gates(capacity=0, timeout_s=5)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            async with gates.slot("m", slots=1, caller="a"):
+                raise ZeroDivisionError
+    assert gates.snapshot("m").busy == 0
+
+
+async def test_more_slots_admit_those_who_wait_and_fewer_let_the_running_ones_end() -> None:
+    gates, order = Gates(capacity=10, timeout_s=5), []
+    work = [Work(gates, order, name) for name in "abc"]
+    await settle()
+    work.append(Work(gates, order, "d", slots=3))
+    await settle()
+    assert order == ["a", "b", "c"]
+    work.append(Work(gates, order, "e", slots=1))
+    await settle()
+    assert gates.snapshot("m") == QueueSnapshot(1, 3, 2)
+    for item in work:
+        item.release.set()
+    await asyncio.gather(*(item.task for item in work))
+    assert order == ["a", "b", "c", "d", "e"]
+
+
+async def test_models_do_not_share_slots_and_are_forgotten_when_nobody_is_there() -> None:
+    gates = Gates(capacity=0, timeout_s=5)
+    async with gates.slot("m", slots=1, caller="a"), gates.slot("n", slots=1, caller="a"):
+        gates.forget("m")
+        assert gates.snapshot("m").busy == 1
+    gates.forget("m")
+    gates.forget("never seen")
+    assert gates.snapshot("m") == QueueSnapshot(0, 0, 0)
+    assert gates.snapshot("n") == QueueSnapshot(1, 0, 0)

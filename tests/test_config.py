@@ -1,0 +1,192 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from meshnode.config import GIB, MIB, Settings, find_places, load, setting_fields
+from meshnode.errors import SettingsError
+
+
+def loaded(
+    tmp_path: Path, flags: dict[str, object] | None = None, environment: dict[str, str] | None = None, file: str = ""
+) -> Settings:
+    path = tmp_path / "config.toml"
+    path.write_text(file, "utf-8")
+    return load(flags or {}, environment=environment or {}, file=path)
+
+
+def test_built_in_values_are_usable_and_marked(tmp_path: Path) -> None:
+    settings = load({}, environment={}, file=tmp_path / "none.toml")
+    assert settings == Settings()
+    assert {source for _, _, source, _ in settings.as_rows()} == {"built-in"}
+    assert all(text for _, _, _, text in settings.as_rows())
+    assert all(item.metadata["help"] for item in setting_fields())
+
+
+def test_flag_before_environment_before_file_and_each_value_knows_its_source(tmp_path: Path) -> None:
+    file = "port = 1000\nqueue = 1\nparallel = 1\nlog_level = 'debug'\n"
+    environment = {"MESHNODE_PORT": "2000", "MESHNODE_QUEUE": "2", "MESHNODE_THREADS": "", "PORT": "9"}
+    settings = loaded(tmp_path, {"port": "3000", "queue": None, "model": ()}, environment, file)
+    assert (settings.port, settings.queue, settings.parallel, settings.threads) == (3000, 2, 1, None)
+    config = str(tmp_path / "config.toml")
+    assert settings.sources == {
+        "port": "--port",
+        "queue": "MESHNODE_QUEUE",
+        "parallel": config,
+        "log_level": config,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "wanted"),
+    [
+        ("model", "a, b ,,c", ("a", "b", "c")),
+        ("model", ["a"], ("a",)),
+        ("port", "0", 0),
+        ("port", 65535, 65535),
+        ("listen_all", "off", False),
+        ("no_draft", True, True),
+        ("no_draft", "YES", True),
+        ("max_vram", "8", 8 * GIB),
+        ("max_vram", 7.5, int(7.5 * GIB)),
+        ("max_vram", "7.5 GB", int(7.5 * GIB)),
+        ("max_vram", "512mb", 512 * MIB),
+        ("max_vram", "1gib", GIB),
+        ("max_body", "1M", MIB),
+        ("kv_type", "q8_0", "q8_0"),
+        ("engine", "/opt/llama-server", Path("/opt/llama-server")),
+        ("engine", "~/x", Path.home() / "x"),
+        ("aliases", "gpt-4=demo,b = auto", {"gpt-4": "demo", "b": "auto"}),
+        ("aliases", {"gpt-4": "demo"}, {"gpt-4": "demo"}),
+    ],
+)
+def test_values_are_read(name: str, given: object, wanted: object, tmp_path: Path) -> None:
+    key = {"api_key": "k"} if name == "listen_all" else {}
+    assert getattr(loaded(tmp_path, {name: given, **key}), name) == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("port", "x"),
+        ("port", "-1"),
+        ("port", 65536),
+        ("port", True),
+        ("port", 1.5),
+        ("port", "9" * 5000),
+        ("queue", []),
+        ("listen_all", "maybe"),
+        ("listen_all", 1),
+        ("max_vram", "0"),
+        ("max_vram", "-1"),
+        ("max_vram", "lots"),
+        ("max_vram", "nan"),
+        ("max_vram", "inf"),
+        ("max_vram", "8TB"),
+        ("max_vram", "1e300"),
+        ("max_vram", True),
+        ("kv_type", "q3"),
+        ("kv_type", ["f16"]),
+        ("log_level", "LOUD"),
+        ("model", 5),
+        ("model", [5]),
+        ("model", ["a", " "]),
+        ("draft", "   "),
+        ("draft", "a\0b"),
+        ("engine", "~nobody-of-that-name/x"),
+        ("engine", ["a"]),
+        ("aliases", "a"),
+        ("aliases", {"a": 1}),
+        ("aliases", ["a"]),
+    ],
+)
+def test_values_that_cannot_be_used_name_the_setting_and_the_source(name: str, given: object, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, {name: given})
+    assert f"{name} from --{name.replace('_', '-')}: " in str(caught.value)
+    assert (caught.value.exit_code, bool(caught.value.fix)) == (2, True)
+
+
+def test_a_bad_secret_is_not_repeated(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as caught:
+        loaded(tmp_path, environment={"MESHNODE_API_KEY": "canary\0"})
+    assert "MESHNODE_API_KEY" in str(caught.value)
+    assert "canary" not in str(caught.value.as_dict())
+    settings = loaded(tmp_path, environment={"MESHNODE_API_KEY": "canary"})
+    assert settings.api_key == "canary"
+    assert "canary" not in str(settings.as_rows())
+
+
+def test_unknown_keys_of_the_file_get_the_nearest_name(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="unknown key 'ctx_sise'") as caught:
+        loaded(tmp_path, file="ctx_sise = 5")
+    assert caught.value.fix == "did you mean ctx_size?"
+    for key in ("sources", "zzzzzz"):
+        with pytest.raises(SettingsError, match="unknown key") as caught:
+            loaded(tmp_path, file=f"{key} = 5")
+        assert "meshnode config show" in caught.value.fix
+    # An unknown variable may belong to something else.
+    assert loaded(tmp_path, environment={"MESHNODE_HOME": "/x", "MESHNODE_ZZZ": "1"}) == Settings()
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    for text in ("port = ", "port = 1\nport = 2", "[port", "\x00"):
+        with pytest.raises(SettingsError, match="not valid TOML"):
+            loaded(tmp_path, file=text)
+    binary = tmp_path / "binary.toml"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsError, match="not valid TOML"):
+        load({}, environment={}, file=binary)
+    with pytest.raises(SettingsError, match="cannot be read"):
+        load({}, environment={}, file=tmp_path)
+    with pytest.raises(SettingsError, match="does not exist"):
+        load({}, environment={}, file=tmp_path / "none.toml", file_required=True)
+
+
+def test_combinations_that_contradict_themselves(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="needs an API key") as caught:
+        loaded(tmp_path, {"listen_all": True})
+    assert "MESHNODE_API_KEY" in caught.value.fix
+    assert loaded(tmp_path, {"listen_all": True}, {"MESHNODE_API_KEY": "k"}).listen_all
+    with pytest.raises(SettingsError, match="exclude each other"):
+        loaded(tmp_path, {"draft": "a", "no_draft": True})
+    with pytest.raises(SettingsError, match="cannot share port 9000"):
+        loaded(tmp_path, {"port": "9000", "console": "9000"})
+    assert loaded(tmp_path, {"port": "0", "console": "0"}).port == 0
+
+
+def test_rows_show_values_as_a_person_would_write_them(tmp_path: Path) -> None:
+    settings = loaded(
+        tmp_path,
+        {"model": ("a", "b"), "no_draft": True},
+        {"MESHNODE_ALIASES": "x=y", "MESHNODE_API_KEY": "k", "MESHNODE_MAX_VRAM": "8"},
+    )
+    shown = {name: value for name, value, _, _ in settings.as_rows()}
+    assert (shown["model"], shown["aliases"], shown["api_key"]) == ("a, b", "x=y", "(set)")
+    assert (shown["no_draft"], shown["listen_all"], shown["draft"]) == ("true", "false", "-")
+    assert list(shown) == [item.name for item in setting_fields()]
+
+
+def test_settings_cannot_be_changed(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, file="[aliases]\na = 'b'")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]
+    for mapping in (settings.aliases, settings.sources):
+        with pytest.raises(TypeError):
+            mapping["a"] = "c"  # type: ignore[index]
+
+
+def test_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = find_places({"MESHNODE_HOME": str(tmp_path / "h"), "MESHNODE_CACHE": str(tmp_path / "c")})
+    assert (places.home, places.cache) == (tmp_path / "h", tmp_path / "c")
+    assert places.config_file == tmp_path / "h" / "config.toml"
+    assert {places.runtime_file.parent, places.lock_file.parent, places.logs.parent} == {places.home}
+    monkeypatch.chdir(tmp_path)
+    assert find_places({"MESHNODE_HOME": "relative"}).home == tmp_path / "relative"
+    own = find_places({})
+    assert own.home.is_absolute()
+    assert own.config_file.name == "config.toml"
+    assert len({own.home, own.cache}) == 2
+    for variable in ("MESHNODE_HOME", "MESHNODE_CACHE"):
+        with pytest.raises(SettingsError, match=variable):
+            find_places({variable: "~nobody-of-that-name/x"})
