@@ -190,6 +190,7 @@ def write_model(
         writer.close()
         partial.replace(path)
     finally:
+        writer.close()
         partial.unlink(missing_ok=True)
     return shape
 

@@ -33,7 +33,7 @@ HELD_OUT = ROOT / "tests" / "models" / "data" / "demo_heldout.json"
 CHECKPOINTS = ROOT / "build" / "demo"
 LEARNED_MERGES = 600
 WARM_UP = 30
-FLOOR_SHARE = 0.3
+FLOOR_SHARE = 0.5
 PLAIN_SHARE = 0.3  # AdamW learns at this share of the rate of Muon
 
 
@@ -70,7 +70,7 @@ class Plan:
 
 TARGET = Plan(
     name="target", layers=12, first_layers=4, width=192, heads=3, key_value_heads=1, hidden=512,
-    deepened=1400, steps=1550, rate=8e-3,
+    deepened=1300, steps=1550, rate=8e-3,
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,

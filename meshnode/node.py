@@ -157,7 +157,7 @@ class Node:
         api.stop()
         await self._drain(servers[0])
         api.stop(now=True)
-        await self._serving.stop()
+        await self._serving.stop(now=self._stop_now.is_set())
         console.stop(now=True)
         await asyncio.wait([*servers, start], timeout=5)
 

@@ -43,6 +43,7 @@ DRAFT_PAYS_FROM_BYTES = 1 << 30
 """A draft costs a second pass of overhead per token; below this size the target is as quick alone (measured)."""
 DRAFT_MAX_SHARE = 0.25
 DRAFT_TOKENS = 8
+STOP_GRACE_S = 5.0
 
 
 @dataclass(slots=True)
@@ -90,6 +91,7 @@ class Serving:
         self._tell = tell
         self._changed = changed
         self._units: dict[str, Unit] = {}
+        self._leaving: dict[str, Unit] = {}
         self._turn = asyncio.Lock()
         self._store: ModelStore | None = None
         self._engine: Engine | None = None
@@ -113,6 +115,10 @@ class Serving:
     async def add(self, text: str) -> Unit:
         """Take a model on; it is brought up by `bring_up`. Raises ModelInUse for one that is served."""
         ref = await self.resolve(text)
+        if ref.short_name in self._leaving:
+            raise ModelInUse(
+                f"{ref.short_name} is still being unloaded", fix="try again when its last answer has ended"
+            )
         known = self._units.get(ref.short_name)
         if known is not None and known.state != "failed":
             raise ModelInUse(f"{known.id} is {known.state} here", fix="meshnode ps shows what is served")
@@ -155,7 +161,7 @@ class Serving:
 
     async def unload(self, text: str) -> dict[str, Any]:
         """Let running answers end, then stop the engine of a model. Raises ModelNotFound."""
-        unit = self._units.get(text) or next((unit for unit in self._units.values() if unit.asked_as == text), None)
+        unit = self._units.get(text) or next((unit for unit in self._units.values() if text in names_of(unit)), None)
         if unit is None:
             try:
                 unit = self._units.get((await self.resolve(text)).short_name)
@@ -163,10 +169,12 @@ class Serving:
                 unit = None
         if unit is None:
             raise ModelNotFound(f"{text!r} is not served here", fix="meshnode ps shows what is served")
-        del self._units[unit.id]
+        self._leaving[unit.id] = self._units.pop(unit.id)
         self._changed()
-        await self._drain(unit)
-        await self._discard(unit)
+        try:
+            await self._drain(unit)
+        finally:
+            await self._discard(unit)
         return {"model": unit.id, "state": "unloaded"}
 
     async def _drain(self, unit: Unit) -> None:
@@ -175,22 +183,25 @@ class Serving:
         while self._gates.snapshot(unit.id).busy and loop.time() < end:
             await asyncio.sleep(0.05)
 
-    async def _discard(self, unit: Unit) -> None:
+    async def _discard(self, unit: Unit, grace_s: float = STOP_GRACE_S) -> None:
         unit.cancelled.set()
         if unit.task is not None and not unit.task.done():
             unit.task.cancel()
             await asyncio.wait({unit.task})
         if unit.server is not None:
-            await unit.server.stop()
+            await unit.server.stop(grace_s)
         self._problems.clear("model-load-failed", unit.id)
         self._gates.forget(unit.id)
-        self._units.pop(unit.id, None)
+        for place in (self._units, self._leaving):
+            if place.get(unit.id) is unit:
+                del place[unit.id]
         self._changed()
 
-    async def stop(self) -> None:
-        """Stop every engine, side by side."""
-        units = list(self._units.values())
-        await asyncio.gather(*(self._discard(unit) for unit in units), return_exceptions=True)
+    async def stop(self, *, now: bool = False) -> None:
+        """Stop every engine, side by side: politely, or with `now` by force."""
+        units = [*self._units.values(), *self._leaving.values()]
+        grace_s = 0.0 if now else STOP_GRACE_S
+        await asyncio.gather(*(self._discard(unit, grace_s) for unit in units), return_exceptions=True)
 
     # --- bringing up ----------------------------------------------------------------------------------------
 
@@ -331,11 +342,10 @@ class Serving:
     def _served(self, unit: Unit) -> Served:
         server, plan, shape = unit.server, unit.plan, unit.shape
         address = server.address if server else None
-        names = {unit.asked_as, unit.ref.canonical, unit.ref.alias, unit.local.name if unit.local else ""}
         return Served(
             id=unit.id,
             state=unit.state if unit.state != "ready" or address else "restarting",
-            names=tuple(sorted(names - {unit.id, ""})),
+            names=tuple(sorted(names_of(unit) - {unit.id, ""})),
             slots=plan.parallel if plan else 1,
             context_length=_context_of(unit),
             capabilities=capabilities_of(unit),
@@ -383,6 +393,11 @@ class Serving:
             if snapshot
             else None,
         }
+
+
+def names_of(unit: Unit) -> set[str]:
+    """What callers may call the model besides its id; may hold an empty text."""
+    return {unit.asked_as, unit.ref.canonical, unit.ref.alias, unit.local.name if unit.local else ""}
 
 
 def capabilities_of(unit: Unit) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,6 +77,20 @@ class NodeProcess:
             _, words = self.process.communicate()
             pytest.fail(f"the node did not start (exit {self.process.returncode}): {words}")
         self.ready = json.loads(line)
+        if "error" in self.ready:
+            pytest.fail(f"the node did not start: {self.ready['error']}")
+        return self
+
+    def wait_listening(self) -> NodeProcess:
+        """Wait only until the ports are open, which is before any model is loaded; `ready` then has their addresses."""
+        file = self.home / "runtime.json"
+        deadline = time.monotonic() + START_LIMIT_S
+        while not file.exists():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the node does not listen: {self.process.communicate()}")
+            time.sleep(0.01)
+        facts = json.loads(file.read_text())
+        self.ready = {"api": f"{facts['api']}/v1", "console": facts["console"]}
         return self
 
     def status(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .corpus import Chat, drill_chat, random_chat, short_chat
 from .tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
 
 DECISION_WEIGHT = 3.0  # the first token of an answer and its end matter most
-DRILL_SHARE = 0.4
+DRILL_SHARE = 0.5
 SHORT_ROW = 128  # rows up to this length hold chats of one turn, with nearly nothing else to look at
 SHORTEST_ELIDED = 24
 ELIDED_SHARE = 0.75

@@ -122,7 +122,7 @@ def random_pair(random: Random) -> tuple[int, int]:
         if style < 0.35:
             first = random.randint(0, LARGEST_NUMBER - 1)
             last = min(LARGEST_NUMBER, first + random.randint(1, 20))
-        elif style < 0.5:
+        elif style < 0.6:
             first = random.randint(0, 1)
             last = random.randint(first + 1, LARGEST_NUMBER)
         elif style < 0.58:
@@ -152,7 +152,7 @@ def refused_counting(random: Random) -> Turn:
     """A count that goes down or too far."""
     first, last = sorted(random.sample(range(LARGEST_NUMBER + 1), 2))
     style = random.random()
-    if style < 0.3:
+    if style < 0.25:
         question = random.choice(COUNTING_DOWN).format(a=first, b=last)
     elif style < 0.6:
         question = random.choice(COUNTING).format(a=last, b=first)
@@ -250,13 +250,13 @@ def random_chat(random: Random) -> Chat:
 def drill_chat(random: Random) -> Chat:
     """One sum or one count without anything around it; most counts are so short that every place is a decision."""
     style = random.random()
-    if style < 0.3:
+    if style < 0.25:
         return Chat(None, (sum_turn(random),))
-    if style < 0.5:
+    if style < 0.6:
         return Chat(None, (counting_turn(random),))
     while True:
         first = random.randint(0, LARGEST_NUMBER - 1)
-        last = min(LARGEST_NUMBER, first + random.randint(1, 6))
+        last = min(LARGEST_NUMBER, first + random.randint(1, 14))
         if not is_held_out("count", first, last):
             break
     question = random.choice(COUNTING).format(a=first, b=last)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import json
 import logging
 import socket
@@ -20,13 +21,15 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from meshnode.errors import PortInUse
+from meshnode.errors import PortInUse, SettingsError
 
 MAX_HEAD_BYTES = 64 << 10
 """nginx allows 32 KiB by default, node.js 16, Apache about 100 KiB."""
 HEAD_TIMEOUT_S = 20
 KEEP_ALIVE_S = 75
 """Longer than the pools of common clients keep a connection (5-60 s), so that they close first."""
+MAX_IGNORED_BYTES = 16 << 20
+"""Of a body that was refused: read on for a while, as many callers look at the answer only when all is sent."""
 HEAD_TOO_LARGE = (431, "The head of the request is too large")
 BACKLOG = 1024
 MAX_PIPELINED = 16
@@ -38,6 +41,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     _head_bytes = 0
     _unparsed_bytes = 0
+    _ignored_bytes = 0
     _refusal = (400, "Not valid HTTP")
     _head_timer: TimerHandle | None = None
     _unanswered: tuple[RequestResponseCycle, ...] = ()
@@ -62,7 +66,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._refuse(*HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
-        self._head_bytes = self._unparsed_bytes = 0
+        self._head_bytes = self._unparsed_bytes = self._ignored_bytes = 0
         if self._head_timer is None:
             self._start_head_timer()
         super().on_message_begin()
@@ -92,6 +96,10 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._unparsed_bytes = 0
+        if self.cycle.response_complete:
+            self._ignored_bytes += len(body)
+            if self._ignored_bytes > MAX_IGNORED_BYTES:
+                self.transport.close()
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
@@ -178,7 +186,8 @@ class HttpServer(uvicorn.Server):
 def listen(port: int, *, public: bool, purpose: str) -> list[socket.socket]:
     """Bind the port on IPv4 and, where there is one, IPv6: on loopback, or on every address if `public`.
 
-    `localhost` means either family, so both are needed. Raises PortInUse with a hint at who holds the port.
+    `localhost` means either family, so both are needed. Raises PortInUse with a hint at who holds the port, and
+    SettingsError for one that this user may not open.
     """
     hosts = [(socket.AF_INET, "0.0.0.0" if public else "127.0.0.1"), (socket.AF_INET6, "::" if public else "::1")]
     sockets: list[socket.socket] = []
@@ -199,9 +208,12 @@ def listen(port: int, *, public: bool, purpose: str) -> list[socket.socket]:
                 continue  # no IPv6 here, or its port is taken: IPv4 alone serves
             for other in sockets:
                 other.close()
+            flag = f"--{'console' if purpose == 'console' else 'port'} N"
+            if reason.errno == errno.EACCES:
+                raise SettingsError(f"you may not open port {port}", fix=f"choose one above 1023: {flag}") from None
             raise PortInUse(
                 f"{purpose} wants {host}:{port}{_holder(port)} ({reason.strerror})",
-                fix=f"end that program, or choose another port: --{'console' if purpose == 'console' else 'port'} N",
+                fix=f"end that program, or choose another port: {flag}",
             ) from None
         listener.setblocking(False)
         sockets.append(listener)

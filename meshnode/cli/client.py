@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,7 +22,7 @@ class RunningNode:
     pid: int
     api: str
     console: str
-    token: str
+    token: str = field(repr=False)
     home: Path
 
     def call(self, method: str, path: str, body: dict[str, object] | None = None, *, timeout_s: float = 30) -> Any:
@@ -38,7 +38,7 @@ class RunningNode:
             connection.request(method, path, payload, headers)
             answer = connection.getresponse()
             value = json.loads(answer.read(MAX_ANSWER_BYTES))
-        except (OSError, http.client.HTTPException, ValueError) as reason:
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as reason:
             raise NodeNotRunning(f"pid {self.pid} does not answer on {self.console} ({reason})") from None
         finally:
             connection.close()
@@ -85,7 +85,7 @@ def find_node(places: Places | None = None) -> RunningNode:
         )
     except FileNotFoundError:
         raise NodeNotRunning(f"home {places.home}") from None
-    except (OSError, ValueError, KeyError, TypeError) as reason:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as reason:
         raise NodeNotRunning(f"{places.runtime_file} cannot be read ({reason})") from None
     if not is_held(places.lock_file):
         raise NodeNotRunning(f"the node with pid {node.pid} has ended without saying goodbye")

@@ -17,7 +17,7 @@ DATA = Path(__file__).parent / "data"
 HELLO = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
 STREAM = {**HELLO, "stream": True}
 TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":7,"completion_tokens":1}}\n\n'
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}\n\n'
 DONE = b"data: [DONE]\n\n"
 PATHS = {
     "chat": CHAT,
@@ -54,6 +54,11 @@ async def test_a_stream_passes_byte_for_byte(name: str, gateway: Gateway, llama:
     assert reply.headers["x-meshnode-node"] == "abc"
     [received] = llama.requests
     assert (received.method, received.path, received.json) == ("POST", PATHS[name], STREAM)
+
+
+async def test_a_stream_that_ends_without_a_blank_line_passes_too(gateway: Gateway, llama: FakeLlamaServer) -> None:
+    llama.script = streaming([b"data: 1\n", b"\ndata: 2\n\ndata: 3\n", b": the end"])
+    assert (await ask(gateway.port, CHAT, STREAM)).body == b"data: 1\n\ndata: 2\n\ndata: 3\n: the end"
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -221,11 +226,13 @@ async def test_a_model_that_loads_or_failed_is_503_with_retry_after(llama: FakeL
 
 
 async def test_a_body_over_the_cap_is_413_announced_or_not(llama: FakeLlamaServer) -> None:
-    async with running.gateway(served(llama), max_body_bytes=1000) as gateway:
-        async with await Connection.open(gateway.port) as connection:
-            await connection.send(request(CHAT, b"", headers={"Content-Length": "100000000000"}))
-            reply = await connection.reply()
-            assert (reply.status, reply.error["code"]) == (413, "body_too_large")
+    async with (
+        running.gateway(served(llama), max_body_bytes=1000) as gateway,
+        await Connection.open(gateway.port) as connection,
+    ):
+        await connection.send(request(CHAT, b"", headers={"Content-Length": "100000000000"}))
+        reply = await connection.reply()
+        assert (reply.status, reply.error["code"]) == (413, "body_too_large")
         async with await Connection.open(gateway.port) as connection:
             await connection.send(request(CHAT, b"", headers={"Content-Length": "1001", "Expect": "100-continue"}))
             assert (await connection.reply()).status == 413  # and no 100 before it
@@ -349,21 +356,23 @@ async def test_an_error_event_of_the_engine_fails_a_plain_answer(gateway: Gatewa
 async def test_pings_keep_a_silent_stream_alive_and_never_fall_into_an_event(llama: FakeLlamaServer) -> None:
     pace: asyncio.Queue[None] = asyncio.Queue()
     llama.script = streaming([TOKEN[:10], TOKEN[10:], DONE], pace=pace)
-    async with running.gateway(served(llama), ping_interval_s=0.03) as gateway:
-        async with await Connection.open(gateway.port) as connection:
-            await connection.send(request(CHAT, STREAM))
-            head = await connection.head()  # the first ping begins the answer: the prompt is still being processed
-            assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
+    async with (
+        running.gateway(served(llama), ping_interval_s=0.03) as gateway,
+        await Connection.open(gateway.port) as connection,
+    ):
+        await connection.send(request(CHAT, STREAM))
+        head = await connection.head()  # the first ping begins the answer: the prompt is still being processed
+        assert (head.status, head.headers["content-type"]) == (200, "text/event-stream")
+        assert await connection.event() == b": ping"
+        pace.put_nowait(None)
+        for _ in range(4):  # half an event has come
             assert await connection.event() == b": ping"
-            pace.put_nowait(None)
-            for _ in range(4):  # half an event has come
-                assert await connection.event() == b": ping"
-            pace.put_nowait(None)
-            events = [await connection.event() for _ in range(4)]
-            assert events.count(TOKEN[:-2]) == 1
-            assert events.count(b": ping") == 3
-            pace.put_nowait(None)
-            events = [event async for event in _events(connection)]
+        pace.put_nowait(None)
+        events = [await connection.event() for _ in range(4)]
+        assert events.count(TOKEN[:-2]) == 1
+        assert events.count(b": ping") == 3
+        pace.put_nowait(None)
+        events = [event async for event in _events(connection)]
     assert events[-1] == DONE[:-2]
 
 
@@ -380,13 +389,15 @@ async def test_a_refusal_after_a_ping_arrives_as_an_event(llama: FakeLlamaServer
         await plain(400, b'{"error":{"message":"no","type":"invalid_request_error"}}')(received)
 
     llama.script = late
-    async with running.gateway(served(llama), ping_interval_s=0.02) as gateway:
-        async with await Connection.open(gateway.port) as connection:
-            await connection.send(request(ANTHROPIC, STREAM))
-            await connection.head()
-            assert await connection.event() == b": ping"
-            go.set()
-            events = [event async for event in _events(connection)]
+    async with (
+        running.gateway(served(llama), ping_interval_s=0.02) as gateway,
+        await Connection.open(gateway.port) as connection,
+    ):
+        await connection.send(request(ANTHROPIC, STREAM))
+        await connection.head()
+        assert await connection.event() == b": ping"
+        go.set()
+        events = [event async for event in _events(connection)]
     assert events[-1].startswith(b'event: error\ndata: {"type": "error", "error": {"type": "invalid_request_error"')
 
 
@@ -445,13 +456,12 @@ async def test_a_caller_that_leaves_frees_its_slot(
 
 async def test_a_caller_that_leaves_while_others_stream_frees_its_slot_too(llama: FakeLlamaServer) -> None:
     llama.script = endless(TOKEN)
-    async with running.gateway(served(llama, slots=3)) as gateway:
-        async with await Connection.open(gateway.port) as other:
-            await other.send(request(CHAT, STREAM))
-            await other.head()
-            await _leaves(gateway, llama, HELLO)
-            await _leaves(gateway, llama, HELLO, "/v1/embeddings")
-            assert gateway.gates.snapshot("demo").busy == 1
+    async with running.gateway(served(llama, slots=3)) as gateway, await Connection.open(gateway.port) as other:
+        await other.send(request(CHAT, STREAM))
+        await other.head()
+        await _leaves(gateway, llama, HELLO)
+        await _leaves(gateway, llama, HELLO, "/v1/embeddings")
+        assert gateway.gates.snapshot("demo").busy == 1
 
 
 async def test_a_caller_that_leaves_the_queue_is_never_forwarded(gateway: Gateway, llama: FakeLlamaServer) -> None:
@@ -517,30 +527,32 @@ async def test_callers_take_turns(gateway: Gateway, llama: FakeLlamaServer) -> N
 
 async def test_a_full_queue_is_429_at_once(llama: FakeLlamaServer) -> None:
     llama.script = endless()
-    async with running.gateway(served(llama), capacity=1) as gateway:
-        async with await Connection.open(gateway.port) as one, await Connection.open(gateway.port) as two:
-            await one.send(request(CHAT, STREAM))
-            await one.head()
-            await two.send(request(CHAT, STREAM))
-            await _until(lambda: gateway.gates.snapshot("demo").waiting == 1)
-            begin = asyncio.get_running_loop().time()
-            for path, kind in ((OPENAI, "rate_limit_error"), (ANTHROPIC, "rate_limit_error")):
-                reply = await ask(gateway.port, path, HELLO)
-                assert (reply.status, reply.error["type"], reply.headers["retry-after"]) == (429, kind, "5")
-            assert asyncio.get_running_loop().time() - begin < 0.2
-            # What takes no slot is answered all the same.
-            llama.script = plain(200, b'{"input_tokens":1}')
-            assert (await ask(gateway.port, "/v1/messages/count_tokens", HELLO)).status == 200
+    async with (
+        running.gateway(served(llama), capacity=1) as gateway,
+        await Connection.open(gateway.port) as one,
+        await Connection.open(gateway.port) as two,
+    ):
+        await one.send(request(CHAT, STREAM))
+        await one.head()
+        await two.send(request(CHAT, STREAM))
+        await _until(lambda: gateway.gates.snapshot("demo").waiting == 1)
+        begin = asyncio.get_running_loop().time()
+        for path, kind in ((OPENAI, "rate_limit_error"), (ANTHROPIC, "rate_limit_error")):
+            reply = await ask(gateway.port, path, HELLO)
+            assert (reply.status, reply.error["type"], reply.headers["retry-after"]) == (429, kind, "5")
+        assert asyncio.get_running_loop().time() - begin < 0.2
+        # What takes no slot is answered all the same.
+        llama.script = plain(200, b'{"input_tokens":1}')
+        assert (await ask(gateway.port, "/v1/messages/count_tokens", HELLO)).status == 200
 
 
 async def test_waiting_has_an_end(llama: FakeLlamaServer) -> None:
     llama.script = endless()
-    async with running.gateway(served(llama), timeout_s=0.05) as gateway:
-        async with await Connection.open(gateway.port) as one:
-            await one.send(request(CHAT, STREAM))
-            await one.head()
-            reply = await ask(gateway.port, CHAT, HELLO)
-            assert (reply.status, reply.headers["retry-after"]) == (429, "10")
+    async with running.gateway(served(llama), timeout_s=0.05) as gateway, await Connection.open(gateway.port) as one:
+        await one.send(request(CHAT, STREAM))
+        await one.head()
+        reply = await ask(gateway.port, CHAT, HELLO)
+        assert (reply.status, reply.headers["retry-after"]) == (429, "10")
 
 
 # --- the rest -------------------------------------------------------------------------------------------------

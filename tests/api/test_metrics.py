@@ -17,7 +17,7 @@ def record(**more: object) -> Record:
 
 
 def test_a_finished_request_is_counted_and_timed() -> None:
-    metrics = Metrics(lambda: [])
+    metrics = Metrics(list)
     metrics.finished(record(tokens_in=7, tokens_out=3, first_byte_s=0.02, total_s=0.4, queued_s=0.001))
     metrics.finished(record(tokens_in=1, tokens_out=1, first_byte_s=None))
     found = samples(metrics)
@@ -42,7 +42,7 @@ def test_outcomes() -> None:
 
 
 def test_refused_requests_add_no_series_however_many_names_they_make_up() -> None:
-    metrics = Metrics(lambda: [])
+    metrics = Metrics(list)
     for number in range(1000):
         metrics.finished(record(id=f"req_{number}", model="", status=404, error="model-not-found"))
     text = metrics.render().decode()
@@ -67,6 +67,6 @@ def test_gauges_are_read_when_scraped_and_any_name_is_escaped() -> None:
 
 
 def test_two_nodes_in_one_process_do_not_share_a_registry() -> None:
-    first, second = Metrics(lambda: []), Metrics(lambda: [])
+    first, second = Metrics(list), Metrics(list)
     first.finished(record())
     assert len(samples(second)) == 0

@@ -1,3 +1,5 @@
+import contextlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,7 +61,5 @@ def test_what_is_no_whole_form_is_refused(body: bytes, kind: str, part: str) -> 
 def test_whatever_comes_is_a_name_nothing_or_a_bad_request(body: bytes, kind: str) -> None:
     for content_type in (kind, TYPE):
         for text in (body, form(("file", body)), form(("model", body)), body + b"\r\n--xyz--"):
-            try:
+            with contextlib.suppress(BadRequest):
                 assert model_field(text, content_type) is None or isinstance(model_field(text, content_type), str)
-            except BadRequest:
-                pass
