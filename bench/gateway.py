@@ -67,7 +67,7 @@ QUICK = Effort(
 )
 
 
-def chat(*, stream: bool, max_tokens: int, content: str = "count from 1 to 200", **more: object) -> str:
+def chat(*, stream: bool, max_tokens: int, content: str = "{number} apples", **more: object) -> str:
     """The body of a chat request that yields exactly `max_tokens` tokens."""
     body: dict[str, object] = {
         "model": "{model}",
@@ -154,7 +154,7 @@ def large(run: Run, load: LoadProcess, effort: Effort, model: Path) -> None:
     """Sixteen streams at a time with a model of 1 GB, where the engine has real work."""
     with BenchNode(str(model), "--parallel", str(STREAMS), "--ctx-size", "1024") as node:
         targets = [node.direct_target(), node.gateway_target()]
-        body = chat(stream=True, max_tokens=effort.large_tokens, content="hello")
+        body = chat(stream=True, max_tokens=effort.large_tokens, content="{number} hellos")
         outcomes = paired(load, targets, Job(body, requests=STREAMS, concurrency=STREAMS), effort.large_rounds)
     name = "tokens/s of 16 streams, 1 GB model, share of direct"
     throughput(run, name, outcomes["meshnode"], outcomes["direct"], limit=98)

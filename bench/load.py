@@ -29,6 +29,7 @@ from typing import Any, Self
 READ_BYTES = 256 << 10
 TAIL_BYTES = 4096
 STALL_S = 120
+NUMBER = b"{number}"
 FIRST_TEXT = re.compile(rb'"(?:content|text|reasoning_content)": ?"[^"]')
 TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
@@ -48,7 +49,11 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What to send, how often, and how many at a time. `body` is JSON text; `{model}` in it is the target's name."""
+    """What to send, how often, and how many at a time.
+
+    `body` is JSON text. In it `{model}` becomes the target's name for it, `{number}` a number that no other request
+    of the process has, and `{padding}` that many bytes of text (so large bodies do not travel through the pipe).
+    """
 
     body: str
     path: str = "/v1/chat/completions"
@@ -56,7 +61,6 @@ class Job:
     concurrency: int = 1
     keep_alive: bool = False
     padding_bytes: int = 0
-    """`{padding}` in the body becomes that many bytes of text; so large bodies do not travel through the pipe."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +170,9 @@ class Stream:
 class Runner:
     """Runs one job against one target."""
 
+    sent = 0
+    """Requests of all jobs of this process."""
+
     def __init__(self, target: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         self._target, self._job = target, job
         body = job["body"].replace("{model}", target["model"])
@@ -175,6 +182,7 @@ class Runner:
             f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
             f"Connection: {'keep-alive' if job['keep_alive'] else 'close'}\r\n\r\n"
         ).encode() + raw
+        self._numbered = NUMBER in self._request
         self._selector = selectors.DefaultSelector()
         self._left = job["requests"]
         self._active = 0
@@ -212,7 +220,9 @@ class Runner:
             return
         self._left -= 1
         self._active += 1
-        stream.reset(self._request)
+        Runner.sent += 1
+        # As long as what it replaces, so that the length in the head stays true.
+        stream.reset(self._request.replace(NUMBER, b"%08d" % Runner.sent) if self._numbered else self._request)
         if stream.link is None:
             stream.link = self._open()
             self._selector.register(stream.link, selectors.EVENT_READ, stream)

@@ -8,8 +8,8 @@ memory costs more speed than anything else costs comfort; among equals the most 
 `MODEST_CONTEXT` are looked at only when nothing fits with more: they are too short to work with. Every plan carries
 the bytes it counted on, and a refusal those of the combination that came nearest.
 
-The formulas follow llama.cpp: layer assignment from `llama_model_base::load_tensors`, KV cells padded to 256 and
-sized per layer in `llama_kv_cache`, compute buffers as an upper bound of `graph_reserve`.
+The formulas follow llama.cpp: layer assignment from `llama_model_base::load_tensors`, compute buffers as an upper
+bound of `graph_reserve`; what a layer keeps of a conversation, the layer itself knows.
 """
 
 from __future__ import annotations
@@ -40,23 +40,16 @@ HOST = "host"
 PROMPT_CACHE_MAX_BYTES = 2 * GIB
 PROMPT_CACHE_MIN_BYTES = 64 * MIB
 
-KV_BYTES_PER_ELEMENT = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-"""Block sizes of ggml-common.h: q8_0 is 34 bytes for 32 elements, q4_0 is 18."""
-
 
 class LayerShape(Protocol):
-    """What the planner reads of one layer; see meshnode.models.shapes for the values."""
+    """What the planner reads of one layer; see meshnode.models.shapes for the values and the formulas."""
 
     @property
     def weights_bytes(self) -> int: ...
-    @property
-    def k_elements(self) -> int: ...
-    @property
-    def v_elements(self) -> int: ...
-    @property
-    def window(self) -> int | None: ...
-    @property
-    def state_bytes(self) -> int: ...
+
+    def kv_bytes(self, context: int, *, sequences: int, cache_type: str) -> int:
+        """Cache and state of `sequences` conversations of `context` tokens each."""
+        ...
 
 
 class ModelShape(Protocol):
@@ -158,19 +151,6 @@ def pad(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def kv_bytes(layer: LayerShape, *, context: int, parallel: int, kv_type: str) -> int:
-    """Context memory of one layer for `parallel` conversations of `context` tokens.
-
-    A sliding-window layer keeps its window and one batch; a recurrent layer keeps a state whose size does not
-    depend on the context (llama-kv-cache-iswa.cpp, llama-memory-recurrent.cpp).
-    """
-    cells = pad(context, CELLS_PAD)
-    if layer.window is not None:
-        cells = min(cells, pad(layer.window + UBATCH, CELLS_PAD))
-    elements = cells * (layer.k_elements + layer.v_elements)
-    return parallel * (int(elements * KV_BYTES_PER_ELEMENT[kv_type]) + layer.state_bytes)
-
-
 def compute_bytes(model: ModelShape, *, context: int, parallel: int, with_output: bool) -> int:
     """Upper bound of the scratch memory on one device: attention mask, activations of one batch, logits."""
     mask = 2 * pad(context, CELLS_PAD) * parallel * UBATCH
@@ -237,7 +217,7 @@ def _choices(model: ModelShape, wishes: Wishes) -> list[_Choice]:
 
 
 def _kv(layer: LayerShape, choice: _Choice) -> int:
-    return kv_bytes(layer, context=choice.context, parallel=choice.parallel, kv_type=choice.kv_type)
+    return layer.kv_bytes(choice.context, sequences=choice.parallel, cache_type=choice.kv_type)
 
 
 def _scratch(model: ModelShape, choice: _Choice, *, with_output: bool) -> int:

@@ -57,6 +57,10 @@ class LayerShape:
     window: int | None = None
     state_bytes: int = 0
 
+    def kv_bytes(self, context: int, *, sequences: int = 1, cache_type: str = "f16") -> int:
+        """Cache and state of `sequences` conversations of `context` tokens each, every one with cells of its own."""
+        return layer_kv_bytes(self, context * sequences, cache_type=cache_type, sequences=sequences, unified=False)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:

@@ -73,12 +73,13 @@ def test_streams_and_plain_answers(load: LoadProcess, step: int) -> None:
         listener.bind(("127.0.0.1", 0))
         server = ScriptedServer(listener, [chunked(EVENT, LAST), plain(b'{"text":"x","completion_tokens":2}')], step)
         target = Target("t", model="m", port=listener.getsockname()[1], key="secret")
-        outcome = load.run(target, Job('{"model":"{model}"}', requests=2))
+        outcome = load.run(target, Job('{"model":"{model}","n":"{number}"}', requests=2))
         server.thread.join()
     assert (outcome.tokens, outcome.statuses, len(outcome.first_s), server.connections) == (9, {"200": 2}, 2, 2)
     assert all(0 < first <= whole for first, whole in zip(outcome.first_s, outcome.whole_s, strict=True))
     head, _, body = server.requests[0].partition(b"\r\n\r\n")
-    assert body == b'{"model":"m"}' and b"Authorization: Bearer secret" in head
+    assert server.requests[1].endswith(b'{"model":"m","n":"00000002"}')
+    assert body == b'{"model":"m","n":"00000001"}' and b"Authorization: Bearer secret" in head
 
 
 def test_a_unix_socket_and_a_large_body_on_one_connection(load: LoadProcess, tmp_path: Path) -> None:

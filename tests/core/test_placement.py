@@ -13,7 +13,6 @@ from meshnode.core.placement import (
     GPU_OVERHEAD_BYTES,
     HOST_RESERVE_BYTES,
     HOST_SCRATCH_BYTES,
-    KV_BYTES_PER_ELEMENT,
     MIB,
     MIN_CONTEXT,
     MODEST_CONTEXT,
@@ -24,20 +23,11 @@ from meshnode.core.placement import (
     SoloPlan,
     Wishes,
     compute_bytes,
-    kv_bytes,
     plan_solo,
     usable_device_bytes,
     usable_host_bytes,
 )
-
-
-@dataclass(frozen=True)
-class Layer:
-    weights_bytes: int
-    k_elements: int
-    v_elements: int
-    window: int | None = None
-    state_bytes: int = 0
+from meshnode.models.shapes import LayerShape as Layer
 
 
 @dataclass(frozen=True)
@@ -86,7 +76,7 @@ def check(model: Model, plan: SoloPlan) -> None:
         + model.output_bytes
         + model.other_bytes
     )
-    kv = sum(kv_bytes(x, context=plan.context, parallel=plan.parallel, kv_type=plan.kv_type) for x in model.layers)
+    kv = sum(x.kv_bytes(plan.context, sequences=plan.parallel, cache_type=plan.kv_type) for x in model.layers)
     assert sum(share.kv_bytes for share in plan.shares) == kv
     left = plan.shares[-1].limit_bytes - plan.shares[-1].total_bytes
     assert 0 <= plan.prompt_cache_bytes <= min(PROMPT_CACHE_MAX_BYTES, left)
@@ -216,17 +206,6 @@ def test_what_comes_along_takes_room() -> None:
     assert isinstance(plan_solo(SEVEN, budget, Wishes(), extra_host_bytes=5 * GIB), Refusal)
 
 
-def test_context_memory_by_kind_of_layer() -> None:
-    full = Layer(0, 1024, 1024)
-    assert kv_bytes(full, context=1000, parallel=2, kv_type="f16") == 2 * 1024 * 2048 * 2
-    assert kv_bytes(full, context=1024, parallel=1, kv_type="q8_0") == 1024 * 2048 * 34 // 32
-    windowed = Layer(0, 1024, 1024, window=1024)
-    assert kv_bytes(windowed, context=32768, parallel=1, kv_type="f16") == (1024 + 512) * 2048 * 2
-    assert kv_bytes(windowed, context=256, parallel=1, kv_type="f16") == 256 * 2048 * 2
-    recurrent = Layer(0, 0, 0, state_bytes=1000)
-    assert kv_bytes(recurrent, context=32768, parallel=3, kv_type="f16") == 3000
-
-
 def test_what_is_left_to_others() -> None:
     assert usable_host_bytes(4 * GIB) == 4 * GIB - HOST_RESERVE_BYTES
     assert usable_host_bytes(100 * GIB) == 90 * GIB
@@ -265,7 +244,7 @@ WISHES = st.builds(
     Wishes,
     context=st.sampled_from([None, None, 300, 8192]),
     parallel=st.sampled_from([None, None, 2]),
-    kv_type=st.sampled_from([None, *KV_BYTES_PER_ELEMENT]),
+    kv_type=st.sampled_from([None, "f16", "q8_0", "q4_0"]),
 )
 
 
@@ -296,7 +275,7 @@ def fits_somehow(model: Model, budget: Budget, wishes: Wishes) -> bool:
     while not wishes.context and smallest // 2 >= MIN_CONTEXT:
         smallest //= 2
     parallel, kv_type = wishes.parallel or 1, wishes.kv_type or "q8_0"
-    units = [x.weights_bytes + kv_bytes(x, context=smallest, parallel=parallel, kv_type=kv_type) for x in model.layers]
+    units = [x.weights_bytes + x.kv_bytes(smallest, sequences=parallel, cache_type=kv_type) for x in model.layers]
     units.append(model.output_bytes)
     host = budget.host_bytes - ENGINE_OVERHEAD_BYTES - model.embedding_bytes - model.other_bytes
     limits = [host, *(device.usable_bytes for device in budget.devices)]

@@ -107,9 +107,10 @@ def test_unknown_model(client: anthropic.Anthropic) -> None:
         client.messages.create(model="demi", max_tokens=4, messages=QUESTION)
     assert error_of(refusal.value) == "not_found_error"
     assert "did you mean demo" in str(refusal.value)
-    with pytest.raises(anthropic.NotFoundError), client.messages.stream(
-        model="demi", max_tokens=4, messages=QUESTION
-    ) as stream:
+    with (
+        pytest.raises(anthropic.NotFoundError),
+        client.messages.stream(model="demi", max_tokens=4, messages=QUESTION) as stream,
+    ):
         stream.until_done()
 
 

@@ -181,9 +181,7 @@ def test_embeddings(several: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("model", ["demo", "embedder"])
-def test_a_model_asked_for_what_it_cannot_do_says_so(
-    model: str, client: openai.OpenAI, several: openai.OpenAI
-) -> None:
+def test_a_model_asked_for_what_it_cannot_do_says_so(model: str, client: openai.OpenAI, several: openai.OpenAI) -> None:
     with pytest.raises(openai.BadRequestError) as refusal:
         if model == "demo":
             client.embeddings.create(model="demo", input="one")

@@ -66,9 +66,7 @@ def plain(base: str, path: str, body: dict[str, Any]) -> Any:
 def steady(value: Any) -> Any:
     """`value` with what varies replaced by its type: that a field is there at all is compared too."""
     if isinstance(value, dict):
-        return {
-            key: type(item).__name__ if key in VARYING else steady(item) for key, item in value.items()
-        }
+        return {key: type(item).__name__ if key in VARYING else steady(item) for key, item in value.items()}
     return [steady(item) for item in value] if isinstance(value, list) else value
 
 
@@ -138,4 +136,6 @@ def test_tool_call_is_that_of_llama_server(case: str, several_server: NodeProces
 def test_answers_without_a_stream_are_forwarded(
     path: str, body: dict[str, Any], several_server: NodeProcess, twin: Twin
 ) -> None:
-    assert plain(several_server.base_url, path, body) == plain(twin(several_server, f"file:{body['model']}"), path, body)
+    assert plain(several_server.base_url, path, body) == plain(
+        twin(several_server, f"file:{body['model']}"), path, body
+    )

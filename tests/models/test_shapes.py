@@ -171,3 +171,13 @@ def test_layers_lie_where_the_engine_puts_them(tmp_path: Path, fit_params: Path,
     kv = sum(layer_kv_bytes(layer, 16384) for layer in last)
     weights = sum(layer.weights_bytes for layer in last) + model.output_bytes
     assert split["RPC0"] == (weights // MIB, kv // MIB)
+
+
+def test_what_a_layer_keeps_of_conversations_of_their_own() -> None:
+    full = LayerShape(0, 1024, 1024)
+    assert full.kv_bytes(1000, sequences=2) == 2 * 1024 * 2048 * 2
+    assert full.kv_bytes(1024, cache_type="q8_0") == 1024 * 2048 * 34 // 32
+    windowed = LayerShape(0, 1024, 1024, window=1024)
+    assert windowed.kv_bytes(32768) == (1024 + 512) * 2048 * 2
+    assert windowed.kv_bytes(256) == 256 * 2048 * 2
+    assert LayerShape(0, state_bytes=1000).kv_bytes(32768, sequences=3) == 3000
