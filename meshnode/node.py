@@ -87,8 +87,7 @@ class Node:
     async def run(self) -> None:
         """Run until stopped. Raises MeshnodeError when the node cannot start or no model can be served."""
         self._loop = asyncio.get_running_loop()
-        with _home_lock(self.places):
-            self._configure_logging()
+        with _home_lock(self.places), self._logging():
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = identity.node_id.hex()
             self._tell("node", f'{short(identity.node_id)} "{socket.gethostname()}"')
@@ -106,7 +105,6 @@ class Node:
                 await self._serve(api_sockets, console_sockets)
             finally:
                 self.places.runtime_file.unlink(missing_ok=True)
-                LOG.info("node stopped")
 
     def stop(self, now: bool = False) -> None:
         """Begin the end: running answers finish first; with `now`, or when called a second time, they are cut."""
@@ -249,7 +247,8 @@ class Node:
             access=Access(hosts=self.settings.allowed_hosts),
         )
 
-    def _configure_logging(self) -> None:
+    @contextlib.contextmanager
+    def _logging(self) -> Iterator[None]:
         file: Path | None = self.places.logs / "node.log"
         try:
             self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -257,8 +256,15 @@ class Node:
             self._problems.put("state-not-written", str(file), path=str(file), reason=str(reason.strerror))
             file = None
         terminal = self.settings.log_level == "debug"
-        configure_logging(level=self.settings.log_level, form=self.settings.log_format, file=file, terminal=terminal)
+        end = configure_logging(
+            level=self.settings.log_level, form=self.settings.log_format, file=file, terminal=terminal
+        )
         LOG.info("node starting", extra={"facts": {"version": __version__, "pid": os.getpid()}})
+        try:
+            yield
+        finally:
+            LOG.info("node stopped")
+            end()
 
     def _write_runtime_file(self) -> None:
         facts = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import queue
 import secrets
 import sys
 import threading
@@ -211,14 +212,24 @@ class TextFormatter(logging.Formatter):
 
 
 LOG_FILE_BYTES = 4 << 20
+LOG_LINES_WAITING = 10_000
+"""More than that, and the disk stands still: further lines are dropped rather than kept in memory."""
+
+
+class _Hand(logging.handlers.QueueHandler):
+    """Passes records to the writing thread as they are: it is in this process and formats them itself."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record
 
 
 def configure_logging(
     *, level: str = "info", form: str = "text", file: Path | None = None, terminal: bool = False
-) -> None:
+) -> Callable[[], None]:
     """Send the logs of meshnode to `file` (rotated at 4 MiB, three kept) and, if `terminal`, to stderr too.
 
-    A file that cannot be written costs the log, not the node: it is skipped, and the caller shows the Problem.
+    A thread writes them, so that a slow disk holds up nobody. Returns what writes the rest and ends the logging.
+    A file that cannot be written costs the log, not the node.
     """
     formatter: logging.Formatter = JsonFormatter() if form == "json" else TextFormatter()
     handlers: list[logging.Handler] = []
@@ -226,16 +237,25 @@ def configure_logging(
         handlers.append(logging.handlers.RotatingFileHandler(file, maxBytes=LOG_FILE_BYTES, backupCount=3, delay=True))
     if terminal:
         handlers.append(logging.StreamHandler(sys.stderr))
-    for handler in LOG.handlers[:]:
-        LOG.removeHandler(handler)
-        handler.close()
-    for handler in handlers or [logging.NullHandler()]:
+    for handler in handlers:
         handler.setFormatter(formatter)
-        LOG.addHandler(handler)
+    lines: queue.Queue[logging.LogRecord] = queue.Queue(LOG_LINES_WAITING)
+    hand = _Hand(lines)
+    listener = logging.handlers.QueueListener(lines, *handlers)
+    LOG.addHandler(hand)
     LOG.setLevel(level.upper())
     LOG.propagate = False
     # A full disk must not turn every log line into a traceback on the user's terminal.
     logging.raiseExceptions = False
+    listener.start()
+
+    def end() -> None:
+        LOG.removeHandler(hand)
+        listener.stop()
+        for handler in handlers:
+            handler.close()
+
+    return end
 
 
 def new_request_id() -> str:

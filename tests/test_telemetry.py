@@ -141,26 +141,30 @@ def test_faults_come_with_their_traceback() -> None:
 
 def test_logs_go_to_the_file_and_to_stderr_only_when_asked(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "node.log"
-    configure_logging(level="debug", form="json", file=file)
+    end = configure_logging(level="debug", form="json", file=file)
     LOG.debug("to the file")
-    configure_logging(level="info", file=file, terminal=True)
+    end()
+    end = configure_logging(level="info", file=file, terminal=True)
     LOG.debug("to nobody")
     LOG.info("to both")
+    end()
     lines = file.read_text("utf-8").splitlines()
     assert json.loads(lines[0])["message"] == "to the file"
     assert lines[1].endswith("to both")
     assert len(lines) == 2
     assert capfd.readouterr().err.splitlines()[-1].endswith("to both")
-    configure_logging()
+    end = configure_logging()
     LOG.error("nowhere")
+    end()
     assert capfd.readouterr() == ("", "")
 
 
 def test_the_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(telemetry, "LOG_FILE_BYTES", 500)
-    configure_logging(file=tmp_path / "node.log")
+    end = configure_logging(file=tmp_path / "node.log")
     for number in range(200):
         LOG.info("line %d", number)
+    end()
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ["node.log", "node.log.1", "node.log.2", "node.log.3"]
     assert all(path.stat().st_size <= 500 for path in tmp_path.iterdir())
@@ -169,9 +173,31 @@ def test_the_file_is_rotated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_log_that_cannot_be_written_costs_the_log_and_nothing_else(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging(file=tmp_path / "missing" / "node.log")
+    end = configure_logging(file=tmp_path / "missing" / "node.log")
     LOG.info("lost")
+    end()
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_disk_that_stands_still_drops_lines_and_holds_up_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(telemetry, "LOG_LINES_WAITING", 5)
+    moving = threading.Event()
+
+    def stand_still(handler: logging.Handler, record: logging.LogRecord) -> None:
+        moving.wait(10)
+
+    monkeypatch.setattr(logging.FileHandler, "emit", stand_still)
+    end = configure_logging(file=tmp_path / "node.log")
+    for number in range(100):
+        LOG.info("line %d", number)
+    (hand,) = [handler for handler in LOG.handlers if isinstance(handler, logging.handlers.QueueHandler)]
+    assert hand.queue.qsize() == 5
+    moving.set()
+    while hand.queue.qsize():
+        threading.Event().wait(0.001)
+    end()
 
 
 # --- the rest -------------------------------------------------------------------------------------------------
