@@ -19,7 +19,7 @@ from random import Random
 
 import torch
 from demo.batches import make_batch
-from demo.corpus import chat_text, held_out_questions, random_chat
+from demo.corpus import Drills, chat_text, held_out_questions, random_chat
 from demo.export import export
 from demo.network import Network, Shape, deepen
 from demo.scoring import score
@@ -33,13 +33,22 @@ HELD_OUT = ROOT / "tests" / "models" / "data" / "demo_heldout.json"
 CHECKPOINTS = ROOT / "build" / "demo"
 LEARNED_MERGES = 600
 WARM_UP = 30
-FLOOR_SHARE = 0.5
 PLAIN_SHARE = 0.3  # AdamW learns at this share of the rate of Muon
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of the training with rows of one length, one rate and one mix of drills."""
+
+    steps: int
+    length: int
+    rate: float
+    drills: Drills
+
+
+@dataclass(frozen=True)
 class Plan:
-    """How one of the two networks is trained: first with few layers, then, from step `deepened` on, with all."""
+    """How one of the two networks is trained: with few layers first, with all of them in the last stage."""
 
     name: str
     layers: int
@@ -48,33 +57,53 @@ class Plan:
     heads: int
     key_value_heads: int
     hidden: int
-    deepened: int
-    steps: int
-    rate: float
+    stages: tuple[Stage, ...]
     tokens: int = 6144  # of one batch
 
-    def length(self, step: int) -> int:
-        """Short rows teach to look at the question; long rows with several chats come with the added layers."""
-        return 128 if step < self.deepened else 512
+    @property
+    def steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    @property
+    def deepened(self) -> int:
+        """The step at which the other layers are added."""
+        return self.steps - self.stages[-1].steps
+
+    def stage(self, step: int) -> Stage:
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+    def rate(self, step: int) -> float:
+        """Warm up at the start and when the layers are added; fall to nothing in the last stage."""
+        rate = self.stage(step).rate
+        if step < self.deepened:
+            return rate * min((step + 1) / WARM_UP, 1.0)
+        since, left = step - self.deepened, self.steps - step
+        return rate * min((since + 1) / WARM_UP, left / self.stages[-1].steps)
 
     def shape(self, layers: int, vocabulary: int) -> Shape:
         return Shape(layers, self.width, self.heads, self.key_value_heads, self.hidden, vocabulary)
 
-    def rate_share(self, step: int) -> float:
-        """Warm up and fall to a floor; warm up again when the layers are added, then fall to nothing."""
-        if step < self.deepened:
-            return min((step + 1) / WARM_UP, max(1 - step / self.deepened, FLOOR_SHARE))
-        since, left = step - self.deepened, self.steps - step
-        return FLOOR_SHARE * min((since + 1) / WARM_UP, left / (self.steps - self.deepened))
 
-
+# Short rows with drills come first: they leave little to look at but the question, which is what counting needs.
 TARGET = Plan(
     name="target", layers=12, first_layers=4, width=192, heads=3, key_value_heads=1, hidden=512,
-    deepened=1300, steps=1550, rate=8e-3,
+    stages=(
+        Stage(500, length=128, rate=7e-3, drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
+        Stage(400, length=128, rate=4e-3, drills=Drills(0.5, sums=0.25, any_count=0.35, longest=14)),
+        Stage(300, length=512, rate=4e-3, drills=Drills(0.4, sums=0.25, any_count=0.5, longest=14)),
+    ),
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,
-    deepened=400, steps=550, rate=7e-3,
+    stages=(
+        Stage(500, length=128, rate=7e-3, drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
+        Stage(400, length=128, rate=4e-3, drills=Drills(0.5, sums=0.25, any_count=0.35, longest=14)),
+        Stage(300, length=512, rate=4e-3, drills=Drills(0.4, sums=0.25, any_count=0.5, longest=14)),
+    ),
 )  # fmt: skip
 
 
@@ -84,13 +113,13 @@ def make_tokenizer(seed: int) -> Tokenizer:
     return Tokenizer(number_merges() + learn_merges(texts, LEARNED_MERGES))
 
 
-def make_optimizers(network: Network, rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the blocks, AdamW for everything else."""
+def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for everything else; every step sets their rates."""
     matrices = [weight for weight in network.blocks.parameters() if weight.ndim == 2]
     others = [weight for weight in network.parameters() if not any(weight is matrix for matrix in matrices)]
     return [
-        torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=rate * PLAIN_SHARE, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
@@ -113,7 +142,7 @@ class Training:
 
     def prepare(self) -> None:
         """Set up what depends on the network: the optimizers and the compiled form."""
-        self.optimizers = make_optimizers(self.network, self.plan.rate)
+        self.optimizers = make_optimizers(self.network)
         self.hidden_states: nn.Module = torch.compile(self.network) if self.options.compile else self.network
 
     def restore(self) -> None:
@@ -160,8 +189,9 @@ class Training:
     def advance(self) -> tuple[float, float]:
         """Take one step; return the loss and the share of decisions that were right."""
         random = Random(f"{self.options.seed} {self.plan.name} {self.step}")
-        length = self.plan.length(self.step)
-        batch = make_batch(self.tokenizer, random, rows=self.plan.tokens // length, length=length)
+        stage = self.plan.stage(self.step)
+        rows = self.plan.tokens // stage.length
+        batch = make_batch(self.tokenizer, random, rows=rows, length=stage.length, drills=stage.drills)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.hidden_states(batch.tokens, batch.positions)
             logits = self.network.output(hidden.flatten(0, 1)[batch.chosen]).float()
@@ -169,8 +199,8 @@ class Training:
         loss = (losses * batch.weights).sum() / batch.weights.sum()
         loss.backward()
         nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
-        share = self.plan.rate_share(self.step)
-        for optimizer, rate in zip(self.optimizers, (self.plan.rate, self.plan.rate * PLAIN_SHARE), strict=True):
+        rate = self.plan.rate(self.step)
+        for optimizer, share in zip(self.optimizers, (1.0, PLAIN_SHARE), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * share
             optimizer.step()

@@ -191,6 +191,8 @@ class Node:
                 await self._serving.bring_up(unit)
             except MeshnodeError as error:
                 failures.append(error)
+                if len(units) > 1:
+                    self._tell("failed", f"{unit.id}: {error.message}. {error.fix}".removesuffix(". "))
         if failures and len(failures) == len(units):
             raise failures[0]
         self._state = "ready"

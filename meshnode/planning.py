@@ -24,7 +24,7 @@ from meshnode.core.placement import (
 from meshnode.engine.commands import Mode, plan_threads
 from meshnode.engine.installed import Engine
 from meshnode.engine.process import child_environment
-from meshnode.errors import EngineError
+from meshnode.errors import EngineError, SettingsError
 from meshnode.hardware import Device, Inventory
 from meshnode.hardware.benchmark import BenchmarkResult, load_cached, measure, predict_tokens_per_s, store_cached
 from meshnode.models.header import Header
@@ -35,6 +35,9 @@ Speeds = Mapping[str, BenchmarkResult]
 """What each device did in the micro-benchmark, by its id; the processor is `CPU`."""
 
 
+NO_DEVICE = ("none", "cpu")
+
+
 def mode_of(header: Header) -> Mode:
     """What the model is for, by the pooling that its header declares."""
     if header.pooling == "rank":
@@ -43,8 +46,13 @@ def mode_of(header: Header) -> Mode:
 
 
 def usable_accelerators(inventory: Inventory, settings: Settings) -> list[Device]:
-    """The GPUs that the settings allow."""
-    return [device for device in inventory.accelerators if not settings.device or device.id in settings.device]
+    """The GPUs that the settings allow; `--device none` allows none. Raises SettingsError for an unknown name."""
+    known = {device.id: device for device in inventory.accelerators}
+    unknown = [name for name in settings.device if name not in known and name.lower() not in NO_DEVICE]
+    if unknown:
+        there = ", ".join(known) or "no GPU"
+        raise SettingsError(f"there is no device {unknown[0]!r} here", fix=f"this machine has: {there}")
+    return [device for name, device in known.items() if not settings.device or name in settings.device]
 
 
 def threads_of(inventory: Inventory, settings: Settings) -> int:

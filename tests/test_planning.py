@@ -10,6 +10,7 @@ import pytest
 from meshnode.config import Settings
 from meshnode.core.placement import Refusal, SoloPlan, plan_solo
 from meshnode.engine.installed import Engine
+from meshnode.errors import SettingsError
 from meshnode.hardware import Device, Inventory, Memory, Note, Processor
 from meshnode.hardware.benchmark import BenchmarkResult, store_cached
 from meshnode.models.header import Header
@@ -91,7 +92,10 @@ def test_device_setting_chooses_among_gpus() -> None:
     second = replace(GPU, id="CUDA1")
     chosen = usable_accelerators(inventory(GPU, second), Settings(device=("CUDA1",)))
     assert chosen == [second]
-    assert budget_of(inventory(GPU), Settings(device=("CUDA7",))).devices == ()
+    assert budget_of(inventory(GPU), Settings(device=("none",))).devices == ()
+    with pytest.raises(SettingsError, match="no device 'CUDA7'.*") as caught:
+        usable_accelerators(inventory(GPU, second), Settings(device=("CUDA7",)))
+    assert caught.value.fix == "this machine has: CUDA0, CUDA1"
 
 
 def test_a_gpu_that_reports_no_free_memory_counts_with_its_total_and_a_silent_one_not_at_all() -> None:

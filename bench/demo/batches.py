@@ -8,11 +8,10 @@ from random import Random
 import torch
 from torch import Tensor
 
-from .corpus import Chat, drill_chat, random_chat, short_chat
+from .corpus import Chat, Drills, drill_chat, random_chat, short_chat
 from .tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
 
 DECISION_WEIGHT = 3.0  # the first token of an answer and its end matter most
-DRILL_SHARE = 0.5
 SHORT_ROW = 128  # rows up to this length hold chats of one turn, with nearly nothing else to look at
 SHORTEST_ELIDED = 24
 ELIDED_SHARE = 0.75
@@ -87,19 +86,19 @@ def add_chat(row: Row, tokenizer: Tokenizer, chat: Chat, random: Random) -> None
         add_answer(row, tokenizer, turn.answer, random)
 
 
-def pick_chat(random: Random, *, long: bool) -> Chat:
-    if random.random() < DRILL_SHARE:
-        return drill_chat(random)
+def pick_chat(random: Random, drills: Drills, *, long: bool) -> Chat:
+    if random.random() < drills.share:
+        return drill_chat(random, drills)
     return random_chat(random) if long else short_chat(random)
 
 
-def make_row(tokenizer: Tokenizer, length: int, random: Random) -> Row:
+def make_row(tokenizer: Tokenizer, random: Random, *, length: int, drills: Drills) -> Row:
     """Pack chats until the row is full; half of the rows have gaps between their chats."""
     row = Row()
     gaps = random.random() < 0.5
     while len(row.tokens) < length + 1:
         before = len(row.tokens)
-        add_chat(row, tokenizer, pick_chat(random, long=length > SHORT_ROW), random)
+        add_chat(row, tokenizer, pick_chat(random, drills, long=length > SHORT_ROW), random)
         room = HIGHEST_POSITION - row.positions[-1] - length
         if gaps and before and room > 0 and random.random() < 0.5:
             distance = random.randint(1, min(room, LONGEST_GAP))
@@ -116,9 +115,9 @@ class Batch:
     weights: Tensor
 
 
-def make_batch(tokenizer: Tokenizer, random: Random, *, rows: int, length: int) -> Batch:
+def make_batch(tokenizer: Tokenizer, random: Random, *, rows: int, length: int, drills: Drills) -> Batch:
     """Make one batch; only the places that have a weight get logits."""
-    packed = [make_row(tokenizer, length, random) for _ in range(rows)]
+    packed = [make_row(tokenizer, random, length=length, drills=drills) for _ in range(rows)]
     tokens = torch.tensor([row.tokens[: length + 1] for row in packed])
     weights = torch.tensor([row.weights[1 : length + 1] for row in packed]).flatten()
     chosen = weights.nonzero().flatten()

@@ -247,16 +247,26 @@ def random_chat(random: Random) -> Chat:
     return Chat(system, tuple(random_turn(random) for _ in range(turns)))
 
 
-def drill_chat(random: Random) -> Chat:
-    """One sum or one count without anything around it; most counts are so short that every place is a decision."""
+@dataclass(frozen=True)
+class Drills:
+    """How many chats are drills, and which: sums, counts of any length, or else counts of few numbers."""
+
+    share: float
+    sums: float
+    any_count: float
+    longest: int
+
+
+def drill_chat(random: Random, drills: Drills) -> Chat:
+    """One sum or one count without anything around it; in a short count nearly every place is a decision."""
     style = random.random()
-    if style < 0.25:
+    if style < drills.sums:
         return Chat(None, (sum_turn(random),))
-    if style < 0.6:
+    if style < drills.sums + drills.any_count:
         return Chat(None, (counting_turn(random),))
     while True:
         first = random.randint(0, LARGEST_NUMBER - 1)
-        last = min(LARGEST_NUMBER, first + random.randint(1, 14))
+        last = min(LARGEST_NUMBER, first + random.randint(1, drills.longest))
         if not is_held_out("count", first, last):
             break
     question = random.choice(COUNTING).format(a=first, b=last)

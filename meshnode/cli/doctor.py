@@ -117,7 +117,12 @@ def _engine(places: Places, settings: Settings) -> Iterator[Finding]:
     except ToolchainMissing as error:
         yield Finding("engine", "fail", f"not built yet, and {error.message}", error.fix)
     else:
-        yield Finding("engine", "warn", f"not built yet; {toolchain}", "meshnode engine build (or just start a node)")
+        yield Finding(
+            "engine",
+            "warn",
+            f"not built yet; {toolchain.compiler.name} is there",
+            "meshnode engine build, or just start a node",
+        )
 
 
 def _devices(places: Places, settings: Settings) -> Iterator[Finding]:
