@@ -30,6 +30,9 @@ check:
     {{python}} -m mypy
     {{python}} -m pytest -q tests/test_architecture.py
 
-# the figures of bench/README.md; `just bench quick` for a short look
-bench MODE="full":
-    {{python}} -m bench {{MODE}}
+# the figures of bench/README.md (30 minutes on an idle machine); `just bench --quick` for a short look
+bench *OPTIONS:
+    {{python}} -m bench.startup {{OPTIONS}}
+    {{python}} -m bench.gateway {{OPTIONS}}
+    {{python}} -m bench.compare_litellm {{OPTIONS}}
+    {{python}} -m bench.report {{OPTIONS}}

@@ -38,11 +38,11 @@ PLAIN_SHARE = 0.3  # AdamW learns at this share of the rate of Muon
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training with rows of one length, one rate and one mix of drills."""
+    """A part of the training with rows of one length, a falling rate and one mix of drills."""
 
     steps: int
     length: int
-    rate: float
+    rates: tuple[float, float]
     drills: Drills
 
 
@@ -69,20 +69,20 @@ class Plan:
         """The step at which the other layers are added."""
         return self.steps - self.stages[-1].steps
 
-    def stage(self, step: int) -> Stage:
+    def stage(self, step: int) -> tuple[Stage, int]:
+        """Return the stage of a step and the step inside it."""
         for stage in self.stages:
             if step < stage.steps:
-                return stage
+                return stage, step
             step -= stage.steps
-        return self.stages[-1]
+        raise ValueError("the training ends before this step")
 
     def rate(self, step: int) -> float:
-        """Warm up at the start and when the layers are added; fall to nothing in the last stage."""
-        rate = self.stage(step).rate
-        if step < self.deepened:
-            return rate * min((step + 1) / WARM_UP, 1.0)
-        since, left = step - self.deepened, self.steps - step
-        return rate * min((since + 1) / WARM_UP, left / self.stages[-1].steps)
+        """Fall from the first to the last rate of the stage; warm up at the start and when the layers are added."""
+        stage, inside = self.stage(step)
+        first, last = stage.rates
+        since = step if step < self.deepened else step - self.deepened
+        return (first + (last - first) * inside / stage.steps) * min((since + 1) / WARM_UP, 1.0)
 
     def shape(self, layers: int, vocabulary: int) -> Shape:
         return Shape(layers, self.width, self.heads, self.key_value_heads, self.hidden, vocabulary)
@@ -92,25 +92,32 @@ class Plan:
 TARGET = Plan(
     name="target", layers=12, first_layers=4, width=192, heads=3, key_value_heads=1, hidden=512,
     stages=(
-        Stage(500, length=128, rate=7e-3, drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
-        Stage(400, length=128, rate=4e-3, drills=Drills(0.5, sums=0.25, any_count=0.35, longest=14)),
-        Stage(300, length=512, rate=4e-3, drills=Drills(0.4, sums=0.25, any_count=0.5, longest=14)),
+        Stage(1150, length=128, rates=(7e-3, 4e-3), drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
+        Stage(1100, length=128, rates=(4e-3, 7e-4), drills=Drills(0.4, sums=0.25, any_count=0.5, longest=20)),
+        Stage(150, length=512, rates=(1e-3, 0.0), drills=Drills(0.3, sums=0.25, any_count=0.5, longest=20)),
     ),
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,
     stages=(
-        Stage(500, length=128, rate=7e-3, drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
-        Stage(400, length=128, rate=4e-3, drills=Drills(0.5, sums=0.25, any_count=0.35, longest=14)),
-        Stage(300, length=512, rate=4e-3, drills=Drills(0.4, sums=0.25, any_count=0.5, longest=14)),
+        Stage(500, length=128, rates=(7e-3, 4e-3), drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
+        Stage(600, length=128, rates=(4e-3, 7e-4), drills=Drills(0.4, sums=0.25, any_count=0.5, longest=20)),
+        Stage(150, length=512, rates=(1e-3, 0.0), drills=Drills(0.3, sums=0.25, any_count=0.5, longest=20)),
     ),
 )  # fmt: skip
 
 
-def make_tokenizer(seed: int) -> Tokenizer:
+def make_tokenizer(seed: int, checkpoints: Path) -> Tokenizer:
+    """Learn the merges, or read those of an earlier run: a checkpoint means nothing with any others."""
+    file = checkpoints / "merges.json"
+    if file.exists():
+        return Tokenizer([(left, right) for left, right in json.loads(file.read_text(encoding="utf-8"))])
     random = Random(seed)
     texts = [chat_text(random_chat(random)) for _ in range(6000)]
-    return Tokenizer(number_merges() + learn_merges(texts, LEARNED_MERGES))
+    merges = number_merges() + learn_merges(texts, LEARNED_MERGES)
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(merges), encoding="utf-8")
+    return Tokenizer(merges)
 
 
 def make_optimizers(network: Network) -> list[torch.optim.Optimizer]:
@@ -189,7 +196,7 @@ class Training:
     def advance(self) -> tuple[float, float]:
         """Take one step; return the loss and the share of decisions that were right."""
         random = Random(f"{self.options.seed} {self.plan.name} {self.step}")
-        stage = self.plan.stage(self.step)
+        stage, _ = self.plan.stage(self.step)
         rows = self.plan.tokens // stage.length
         batch = make_batch(self.tokenizer, random, rows=rows, length=stage.length, drills=stage.drills)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -264,7 +271,7 @@ def main() -> None:
     if options.write_heldout:
         return
     torch.set_num_threads(options.threads)
-    tokenizer = make_tokenizer(options.seed)
+    tokenizer = make_tokenizer(options.seed, options.checkpoints)
     trainings = []
     for plan in (TARGET, DRAFT):
         training = Training(plan, tokenizer, options)

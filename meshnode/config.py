@@ -253,7 +253,7 @@ def load(
 def _read_file(file: Path, *, required: bool) -> dict[str, object]:
     try:
         return tomllib.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if required:
             raise SettingsError(f"{file} does not exist") from None
         return {}

@@ -365,7 +365,7 @@ def _home_lock(places: Places) -> Iterator[None]:
         places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         opened = places.lock_file.open("a+b")
     except OSError as reason:
-        raise HomeNotWritable(f"{places.home}: {reason.strerror}") from None
+        raise HomeNotWritable(f"{reason.filename or places.home}: {reason.strerror}") from None
     with opened:
         try:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ same words. No prompt, answer, token or key is ever passed to any of them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import logging.handlers
@@ -253,7 +254,9 @@ def configure_logging(
         LOG.removeHandler(hand)
         listener.stop()
         for handler in handlers:
-            handler.close()
+            # What a full disk did not take is lost; that is no reason to end in an error.
+            with contextlib.suppress(OSError):
+                handler.close()
 
     return end
 

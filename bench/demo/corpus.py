@@ -122,7 +122,7 @@ def random_pair(random: Random) -> tuple[int, int]:
         if style < 0.35:
             first = random.randint(0, LARGEST_NUMBER - 1)
             last = min(LARGEST_NUMBER, first + random.randint(1, 20))
-        elif style < 0.6:
+        elif style < 0.5:
             first = random.randint(0, 1)
             last = random.randint(first + 1, LARGEST_NUMBER)
         elif style < 0.58:
@@ -152,7 +152,7 @@ def refused_counting(random: Random) -> Turn:
     """A count that goes down or too far."""
     first, last = sorted(random.sample(range(LARGEST_NUMBER + 1), 2))
     style = random.random()
-    if style < 0.25:
+    if style < 0.3:
         question = random.choice(COUNTING_DOWN).format(a=first, b=last)
     elif style < 0.6:
         question = random.choice(COUNTING).format(a=last, b=first)
@@ -274,8 +274,17 @@ def drill_chat(random: Random, drills: Drills) -> Chat:
 
 
 def short_chat(random: Random) -> Chat:
-    """One turn, sometimes behind a system message."""
-    return Chat(system_message(random) if random.random() < 0.2 else None, (random_turn(random),))
+    """One turn, sometimes behind a system message, and mostly words: the drills care for the numbers."""
+    topic = random.random()
+    if topic < 0.36:
+        turn = lesson_turn(FACTS, random)
+    elif topic < 0.56:
+        turn = lesson_turn(GREETINGS, random)
+    elif topic < 0.85:
+        turn = stranger_turn(random)
+    else:
+        turn = random_turn(random)
+    return Chat(system_message(random) if random.random() < 0.2 else None, (turn,))
 
 
 def chat_text(chat: Chat) -> str:

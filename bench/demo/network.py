@@ -15,9 +15,7 @@ from torch.nn import functional
 
 from .tokenizer import LARGEST_NUMBER, SPACE, Tokenizer
 
-
 PERIODS = (2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 250.0, 500.0)
-COMPARISON_STRENGTH = 1.5
 
 
 @dataclass(frozen=True)
@@ -123,24 +121,6 @@ class Network(nn.Module):
             columns = circles.shape[1]
             self.embedding.weight[rows[:, None], torch.arange(columns)] = circles
             self.output.weight[rows[:, None], torch.arange(columns)] = circles / math.sqrt(self.shape.width)
-
-    @torch.no_grad()
-    def place_comparisons(self) -> None:
-        """Let one head in the blocks after the first start as a search for the same number.
-
-        It uses the last values of a head, which turn so slowly that the distance hardly matters. Counting has to
-        stop at a number of the question; without this start it takes very long until that is discovered.
-        """
-        columns = torch.arange(2 * len(PERIODS))
-        rows = self.shape.head_size - len(columns) + columns
-        for block in list(self.blocks)[1:3]:
-            weight = block.query_key_value.weight
-            weight[: self.shape.head_size] = 0.0
-            weight[rows] = 0.0
-            weight[rows, columns] = COMPARISON_STRENGTH
-            keys = self.shape.width + rows
-            weight[keys] = 0.0
-            weight[keys, columns] = COMPARISON_STRENGTH
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
         """Return the normalised hidden state of every place; `output` turns the wanted ones into logits."""

@@ -36,6 +36,14 @@ def encode(value: object) -> bytes:
         return json.dumps(value).encode()
 
 
+STALL_S = 60
+"""A caller that takes nothing for so long has given up its slot. nginx's send_timeout is 60 s too."""
+
+
+class CallerLeft(Exception):
+    """Nobody waits for the answer any more, or nobody takes it."""
+
+
 class Answer:
     """Sends status, headers and body. `first_byte_at`, `lead` and `tail` are kept for the log and the metrics."""
 
@@ -77,7 +85,10 @@ class Answer:
     async def _write(self, piece: bytes) -> None:
         self._writing = True
         try:
-            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+            async with asyncio.timeout(STALL_S):
+                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        except TimeoutError:
+            raise CallerLeft from None
         finally:
             self._writing = False
             self._last_sent = time.monotonic()

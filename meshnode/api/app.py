@@ -19,11 +19,11 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from meshnode.api.access import Access
-from meshnode.api.answer import SSE_HEADERS
+from meshnode.api.answer import SSE_HEADERS, CallerLeft
 from meshnode.api.body import parse_object
 from meshnode.api.dialects import dialect_of, error_body, error_headers
 from meshnode.api.events import MAX_WATCHERS, Events
-from meshnode.api.inference import ENDPOINTS, CallerLeft, Inference, read_body
+from meshnode.api.inference import ENDPOINTS, Inference, read_body
 from meshnode.api.metrics import CONTENT_TYPE, Metrics
 from meshnode.api.served import Served, find_served
 from meshnode.errors import (

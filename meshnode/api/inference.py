@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from meshnode.api.aggregate import AGGREGATES, EventReader, StreamFailed
-from meshnode.api.answer import SSE_HEADERS, TAIL_BYTES, Answer, Send, encode
+from meshnode.api.answer import SSE_HEADERS, TAIL_BYTES, Answer, CallerLeft, Send, encode
 from meshnode.api.body import JsonObject, parse_object
 from meshnode.api.dialects import dialect_of, foreign_error_body
 from meshnode.api.gate import Gates
@@ -195,13 +195,15 @@ class Inference:
             await self._forward(request, answer)
 
     async def _forward(self, request: Request, answer: Answer) -> None:
-        if request.model.connect is None:
-            raise ModelLoading(f"{request.model.id} is {request.model.state}", retry_after_s=2)
+        # Looked up again: while the request waited, the engine may have moved to another address.
+        model = find_served(request.model.id, self._models(), {})
+        if model.connect is None:
+            raise ModelLoading(f"{model.id} is {model.state}", retry_after_s=2)
         exchange = await Exchange.send(
-            request.model.connect,
+            model.connect,
             "POST",
             request.endpoint.path,
-            api_key=request.model.api_key,
+            api_key=model.api_key,
             body=request.body,
             content_type=request.content_type,
         )
@@ -293,10 +295,6 @@ async def _report(answer: Answer, status: int, error: dict[str, Any]) -> None:
 
 
 # --- pieces that know nothing of the gateway ------------------------------------------------------------------
-
-
-class CallerLeft(Exception):
-    """Nobody waits for the answer any more."""
 
 
 async def read_body(receive: Receive, announced: bytes | None, limit_bytes: int) -> bytes:

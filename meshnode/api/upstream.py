@@ -19,6 +19,7 @@ Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWrite
 
 READ_BYTES = 64 << 10
 MAX_HEAD_BYTES = 64 << 10
+JOINED_BYTES = 16 << 10
 
 
 class UpstreamBroken(EngineCrashed):
@@ -64,8 +65,11 @@ class Exchange:
                 f"{method} {path} HTTP/1.1\r\nHost: llama-server\r\nAuthorization: Bearer {api_key}\r\n"
                 f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
-            writer.write(head.encode("latin-1"))
-            writer.write(body)
+            # Each write is a system call that wakes llama-server: one for both, unless copying the body costs more.
+            begin = body[:JOINED_BYTES]
+            writer.write(head.encode("latin-1") + begin)
+            if len(body) > len(begin):
+                writer.write(memoryview(body)[len(begin) :])
             await exchange._receive_head()
         except BaseException:
             exchange.close()

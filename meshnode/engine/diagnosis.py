@@ -17,7 +17,15 @@ from meshnode.errors import EngineCrashed, EngineIncompatible, MeshnodeError, Mo
 # "0.00.004.939 E srv    load_model: text" and "0.00.004.939 E llama_model_load: text"
 _PREFIX = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} [A-Z] (?:\w+ +)?[\w()]+: ")
 _ERROR = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} E ")
-_REQUEST_ERROR = re.compile(r"(got (?:another )?exception): .*")
+_QUOTING = re.compile(
+    r"(got (?:another )?exception|failed to apply template|unparsed .{0,40} output|string not as expected"
+    r"|Tool call mismatch|Responses tool type|content part type|sampler by (?:name|char))[: ].*"
+    r"|(what\(\):[^'\"]*)['\"].*"
+)
+_TIMED = re.compile(r"\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ")
+_LAST_WORDS = re.compile(
+    r"\S+:\d+: (?:GGML_|fatal error)|GGML_|ggml_|llama_|CUDA |ROCm |HIP |terminate called|  what\(\):"
+)
 _ADDRESS_TAKEN = "couldn't bind HTTP server socket"
 
 _DAMAGED = (
@@ -42,8 +50,14 @@ _PROCESSOR = re.compile(r"CPU is too old|unsupported.*instruction", re.IGNORECAS
 
 
 def redact(line: str) -> str:
-    """Cut what a line could hold of a request: llama-server quotes part of a body that it could not parse."""
-    return _REQUEST_ERROR.sub(r"\1", line)
+    """What may be kept of a line that llama-server writes while it answers requests; "" for nothing.
+
+    It quotes bodies, grammars and answers that it could not parse, over several lines; only the first of those
+    carries a time. Lines without one are kept when they are a crash's last words.
+    """
+    if _TIMED.match(line) or _LAST_WORDS.match(line):
+        return _QUOTING.sub(r"\1\2", line)
+    return ""
 
 
 def address_was_taken(tail: Sequence[str]) -> bool:

@@ -253,13 +253,17 @@ class LlamaServer:
         env = child_environment(self._parts.environ, {"LLAMA_API_KEY": self.api_key})
         argv = server_argv(self._parts.binary, self.options, address)
         # A log of its own for each start, so that an old crash is not taken for the reason of a new one.
-        self.log = BoundedLog(self._parts.log_file, redact=redact)
+        self.log = BoundedLog(self._parts.log_file, redact=self._kept)
         if self.log.error:
             path, _, reason = self.log.error.partition(": ")
             self._parts.problems.put("state-not-written", path, path=path, reason=reason)
         self._child = await Child.start(argv, env=env, log=self.log)
         self._change("starting", address=address, pid=self._child.pid)
         return self._child
+
+    def _kept(self, line: str) -> str:
+        """What the log keeps of a line: all of it while there can be no request yet."""
+        return line if self._snapshot.state in ("starting", "loading") else redact(line)
 
     async def _until_ready(self, child: Child) -> Exit | None:
         """None once it is ready, its end if that came first. Raises EngineStartTimeout."""

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from meshnode.api.answer import PING, SSE_HEADERS, TAIL_BYTES, Answer, encode
+from meshnode.api.answer import PING, SSE_HEADERS, TAIL_BYTES, Answer, CallerLeft, encode
 from meshnode.errors import BadRequest, TooManyRequests
 
 pytestmark = pytest.mark.anyio
@@ -113,6 +113,18 @@ async def test_no_ping_queues_up_behind_a_caller_that_does_not_read() -> None:
     await writing
     reply.stop_heartbeat()
     assert send.pieces == [b"data: 1\n\n"]
+
+
+async def test_a_caller_that_takes_nothing_for_too_long_has_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.api.answer.STALL_S", 0.02)
+    send = FakeSend()
+    reply = answer(send)
+    await reply.start(200, SSE_HEADERS)
+    await reply.write(b"taken")
+    send.open.clear()
+    with pytest.raises(CallerLeft):
+        await reply.write(b"not taken")
+    assert send.pieces == [b"taken"]
 
 
 def test_half_a_surrogate_pair_does_not_stop_an_answer() -> None:

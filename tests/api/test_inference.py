@@ -546,6 +546,24 @@ async def test_a_full_queue_is_429_at_once(llama: FakeLlamaServer) -> None:
         assert (await ask(gateway.port, "/v1/messages/count_tokens", HELLO)).status == 200
 
 
+async def test_a_request_that_waited_through_a_restart_finds_the_new_address(llama: FakeLlamaServer) -> None:
+    llama.script = endless()
+    async with (
+        FakeLlamaServer.running() as second,
+        running.gateway(served(llama)) as gateway,
+        await Connection.open(gateway.port) as waiting,
+    ):
+        async with await Connection.open(gateway.port) as one:
+            await one.send(request(CHAT, STREAM))
+            await one.head()
+            await waiting.send(request(CHAT, STREAM))
+            await _until(lambda: gateway.gates.snapshot("demo").waiting == 1)
+            second.script = endless()
+            gateway.models[:] = [served(second)]
+        assert (await waiting.head()).status == 200
+        assert (len(llama.requests), len(second.requests)) == (1, 1)
+
+
 async def test_waiting_has_an_end(llama: FakeLlamaServer) -> None:
     llama.script = endless()
     async with running.gateway(served(llama), timeout_s=0.05) as gateway, await Connection.open(gateway.port) as one:

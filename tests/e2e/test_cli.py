@@ -204,8 +204,9 @@ def test_status_and_ps(demo_server: NodeProcess) -> None:
 
 
 def test_logs(demo_server: NodeProcess) -> None:
-    node = demo_server.command("logs")
+    node = demo_server.command("logs", "--lines", "1000000")
     assert node.returncode == 0 and "node ready" in node.stdout
+    assert demo_server.command("logs", "-n", "3").stdout.count("\n") == 3
     engine = demo_server.command("logs", "--engine")
     assert engine.returncode == 0 and "engine-demo.log" in engine.stderr
 

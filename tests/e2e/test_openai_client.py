@@ -119,18 +119,20 @@ def test_answer_by_a_json_schema(client: openai.OpenAI) -> None:
 def test_required_tool_is_called(several: openai.OpenAI) -> None:
     asked: dict[str, Any] = {"model": "tools", "messages": BEGUN, "tools": TOOLS, "tool_choice": "required"}
     answer = several.chat.completions.create(**asked, temperature=0, max_tokens=60)
-    (call,) = answer.choices[0].message.tool_calls or []
-    assert call.type == "function" and call.id and call.function.name == "add"
+    calls = answer.choices[0].message.tool_calls or []
+    assert calls and all(call.type == "function" and call.id and call.function.name == "add" for call in calls)
     pieces = [
         part
         for chunk in several.chat.completions.create(**asked, temperature=0, max_tokens=60, stream=True)
         for choice in chunk.choices
         for part in choice.delta.tool_calls or []
     ]
-    assert {piece.index for piece in pieces} == {0}
-    assert "".join(piece.function.name or "" for piece in pieces if piece.function) == "add"
-    arguments = "".join(piece.function.arguments or "" for piece in pieces if piece.function)
-    assert arguments == call.function.arguments and arguments.startswith("{")
+    for index, call in enumerate(calls):
+        parts = [piece.function for piece in pieces if piece.index == index and piece.function]
+        assert "".join(part.name or "" for part in parts) == "add"
+        arguments = "".join(part.arguments or "" for part in parts)
+        assert call.type == "function" and arguments == call.function.arguments and arguments.startswith("{")
+    assert {piece.index for piece in pieces} == set(range(len(calls)))
 
 
 def test_tool_results_can_be_sent_back(several: openai.OpenAI) -> None:

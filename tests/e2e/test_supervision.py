@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -156,8 +156,10 @@ def test_engine_killed_while_it_loads(start_node: StartNode, small_models: Path)
     node = start_node("--model", str(small_models / "long.gguf"), "--parallel", "1", wait=False)
 
     def engines() -> list[psutil.Process]:
-        children = psutil.Process(node.process.pid).children(recursive=True)
-        return [child for child in children if child.is_running() and "--alias" in child.cmdline()]
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(node.process.pid).children(recursive=True)
+            return [child for child in children if "--alias" in child.cmdline()]
+        return []
 
     (engine,) = eventually(engines)
     engine.kill()

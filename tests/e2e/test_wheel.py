@@ -38,7 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
-    names = set(zipfile.ZipFile(wheel).namelist())
+    with zipfile.ZipFile(wheel) as opened:
+        names = set(opened.namelist())
     wanted = {
         "meshnode/models/demo/target.gguf",
         "meshnode/models/demo/draft.gguf",

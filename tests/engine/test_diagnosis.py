@@ -97,3 +97,21 @@ def test_quotes_of_a_request_are_cut() -> None:
     line = '0.01.516.741 W srv    operator(): got exception: {"error":{"message":"last read: \'my secret\'"}}'
     assert redact(line) == "0.01.516.741 W srv    operator(): got exception"
     assert redact(ENDING[0]) == ENDING[0]
+    answer = "0.01.516.741 W common_chat_peg_parse: unparsed peg-simple output: my secret"
+    assert redact(answer) == "0.01.516.741 W common_chat_peg_parse: unparsed peg-simple output"
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("parse: error parsing grammar: expecting name at my secret", ""),
+        ("root ::= my secret", ""),
+        ("/x/ggml/src/ggml.c:1200: GGML_ASSERT(a == b) failed", "/x/ggml/src/ggml.c:1200: GGML_ASSERT(a == b) failed"),
+        ("CUDA error: out of memory", "CUDA error: out of memory"),
+        ("terminate called after throwing an instance of 'X'", "terminate called after throwing an instance of 'X'"),
+        ("  what():  vk::Queue::submit: ErrorDeviceLost", "  what():  vk::Queue::submit: ErrorDeviceLost"),
+        ("  what():  last read: 'my secret'", "  what():  last read: "),
+    ],
+)
+def test_lines_without_a_time_are_kept_only_when_they_are_last_words(line: str, kept: str) -> None:
+    assert redact(line) == kept
