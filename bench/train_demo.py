@@ -44,6 +44,7 @@ class Stage:
     length: int
     rates: tuple[float, float]
     drills: Drills
+    tokens: int = 6144  # of one batch
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ class Plan:
     key_value_heads: int
     hidden: int
     stages: tuple[Stage, ...]
-    tokens: int = 6144  # of one batch
 
     @property
     def steps(self) -> int:
@@ -92,17 +92,18 @@ class Plan:
 TARGET = Plan(
     name="target", layers=12, first_layers=4, width=192, heads=3, key_value_heads=1, hidden=512,
     stages=(
-        Stage(1150, length=128, rates=(7e-3, 4e-3), drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
-        Stage(1100, length=128, rates=(4e-3, 7e-4), drills=Drills(0.4, sums=0.25, any_count=0.5, longest=20)),
-        Stage(150, length=512, rates=(1e-3, 0.0), drills=Drills(0.3, sums=0.25, any_count=0.5, longest=20)),
+        Stage(1150, 128, (7e-3, 4e-3), Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
+        Stage(450, 128, (4e-3, 2.6e-3), Drills(0.4, sums=0.25, any_count=0.5, longest=20)),
+        Stage(550, 128, (2.6e-3, 5e-4), Drills(0.65, sums=0.15, any_count=0.7, longest=20)),
+        Stage(120, 512, (1e-3, 0.0), Drills(0.5, sums=0.15, any_count=0.7, longest=20), tokens=3584),
     ),
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,
     stages=(
-        Stage(500, length=128, rates=(7e-3, 4e-3), drills=Drills(0.75, sums=0.3, any_count=0.2, longest=6)),
-        Stage(600, length=128, rates=(4e-3, 7e-4), drills=Drills(0.4, sums=0.25, any_count=0.5, longest=20)),
-        Stage(150, length=512, rates=(1e-3, 0.0), drills=Drills(0.3, sums=0.25, any_count=0.5, longest=20)),
+        Stage(400, 128, (7e-3, 4e-3), Drills(0.6, sums=0.3, any_count=0.3, longest=6)),
+        Stage(400, 128, (4e-3, 1e-3), Drills(0.5, sums=0.2, any_count=0.6, longest=20)),
+        Stage(60, 512, (1e-3, 0.0), Drills(0.5, sums=0.15, any_count=0.7, longest=20), tokens=3584),
     ),
 )  # fmt: skip
 
@@ -197,7 +198,7 @@ class Training:
         """Take one step; return the loss and the share of decisions that were right."""
         random = Random(f"{self.options.seed} {self.plan.name} {self.step}")
         stage, _ = self.plan.stage(self.step)
-        rows = self.plan.tokens // stage.length
+        rows = stage.tokens // stage.length
         batch = make_batch(self.tokenizer, random, rows=rows, length=stage.length, drills=stage.drills)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             hidden = self.hidden_states(batch.tokens, batch.positions)
@@ -242,7 +243,7 @@ def write_description(trainings: list[Training], options: argparse.Namespace) ->
             "width": plan.width,
             "parameters": sum(weight.numel() for weight in training.network.parameters()),
             "steps": training.step,
-            "tokens": training.step * plan.tokens,
+            "tokens": sum(stage.steps * stage.tokens for stage in plan.stages),
             "training_seconds": round(training.seconds),
         }
     if options.engine:

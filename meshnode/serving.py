@@ -26,7 +26,7 @@ from meshnode.engine import client
 from meshnode.engine.commands import Draft, Mode, ServerOptions
 from meshnode.engine.installed import Engine
 from meshnode.engine.server import LlamaServer, ServerParts, ServerSnapshot
-from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelInUse, ModelNotFound
+from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelError, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory
 from meshnode.models.cache import LocalModel
 from meshnode.models.header import Header
@@ -281,7 +281,7 @@ class Serving:
         header = await asyncio.to_thread(store.read, draft)
         assert unit.header is not None
         if header.vocabulary_digest != unit.header.vocabulary_digest:
-            raise ModelDoesNotFit(
+            raise ModelError(
                 f"{draft.name} cannot draft for {unit.id}: their vocabularies differ",
                 fix="choose a smaller model of the same family, or leave --draft out",
             )

@@ -12,7 +12,7 @@ import pytest
 from meshnode.api.gate import Gates
 from meshnode.config import Places, Settings, find_places
 from meshnode.engine.provision import find
-from meshnode.errors import EngineError, ModelDoesNotFit, ModelFileInvalid, ModelInUse, ModelNotFound
+from meshnode.errors import EngineError, ModelDoesNotFit, ModelError, ModelFileInvalid, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory, Memory, probe_all
 from meshnode.models.catalog import DEMO_DRAFT, DEMO_TARGET
 from meshnode.serving import Serving
@@ -161,7 +161,7 @@ async def test_a_draft_with_another_vocabulary_is_refused(tmp_path: Path, engine
     writer.write_tensors_to_file()
     writer.close()
     async with stage(tmp_path, Settings(draft=str(stranger))) as made:
-        with pytest.raises(ModelDoesNotFit, match="vocabularies differ"):
+        with pytest.raises(ModelError, match="The model cannot be used: .*vocabularies differ"):
             await bring_up(made, "demo")
 
 

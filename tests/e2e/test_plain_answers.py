@@ -15,7 +15,7 @@ pytestmark = pytest.mark.engine
 
 # What differs from one run to the next: names, clocks and speeds.
 VARYING = {"id", "call_id", "created", "created_at", "completed_at", "timings", "request_id"}
-FIXED = {"model": "demo", "temperature": 0, "seed": 1, "cache_prompt": False}
+FIXED = {"model": "file:tools", "temperature": 0, "seed": 1, "cache_prompt": False}
 QUESTION = [{"role": "user", "content": "count from 1 to 20"}]
 SCHEMA = {
     "type": "object",
@@ -74,10 +74,10 @@ Twin = Callable[[NodeProcess, str], str]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_plain_answer_is_that_of_llama_server(case: str, demo_server: NodeProcess, twin: Twin) -> None:
+def test_plain_answer_is_that_of_llama_server(case: str, several_server: NodeProcess, twin: Twin) -> None:
     path, body = CASES[case]
-    ours = plain(demo_server.base_url, path, body)
-    theirs = plain(twin(demo_server, "demo"), path, body)
+    ours = plain(several_server.base_url, path, body)
+    theirs = plain(twin(several_server, "file:tools"), path, body)
     assert steady(ours) == steady(theirs)
     assert set(ours.get("timings", {})) == set(theirs.get("timings", {}))
 
@@ -119,7 +119,6 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("case", CALLS)
 def test_tool_call_is_that_of_llama_server(case: str, several_server: NodeProcess, twin: Twin) -> None:
     path, body = CALLS[case]
-    body = {**body, "model": "file:tools"}
     ours = plain(several_server.base_url, path, body)
     theirs = plain(twin(several_server, "file:tools"), path, body)
     assert '"add"' in json.dumps(ours)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,19 @@ def test_one_bad_model_does_not_keep_the_others_from_serving(start_node: StartNo
     assert refusal.value.status_code == 503 and "cannot be read" in refusal.value.message
     assert node.command("unload", "file:bad").returncode == 0
     assert problems(node) == []
+
+
+def test_model_on_its_way_out_cannot_be_loaded_anew(start_node: StartNode, small_models: Path) -> None:
+    long = str(small_models / "long.gguf")
+    node = start_node("--model", long, "--parallel", "1")
+    with ExitStack() as stack, streaming(node, 30_000):
+        found = stack.enter_context(in_background(lambda: node.command("unload", "long")))
+        eventually(lambda: not entry_of(node, "file:long"))
+        refused = node.command("load", long)
+        assert refused.returncode == 4 and "still being unloaded" in refused.stderr
+    assert found[0].returncode == 0
+    assert node.command("load", long).returncode == 0
+    assert answers(node, "long")
 
 
 # --- stopping -------------------------------------------------------------------------------------------------
