@@ -29,9 +29,16 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
+_above_the_bars: Callable[[str], None] | None = None
+"""Prints a line while bars are drawn: they own the last lines of the terminal."""
+
+
 def say(text: str) -> None:
-    """Talk: one line on stderr."""
-    click.echo(text, err=True)
+    """Talk: one line on stderr, above the bars if there are any."""
+    if _above_the_bars is not None:
+        _above_the_bars(text)
+    else:
+        click.echo(text, err=True)
 
 
 def emit(facts: Mapping[str, object]) -> None:
@@ -119,8 +126,11 @@ def progress_report(*, quiet: bool = False) -> Iterator[Report]:
     if quiet:
         yield silent
     elif sys.stderr.isatty():
-        with _bars() as report:
-            yield report
+        bars = _Bars()
+        try:
+            yield bars
+        finally:
+            bars.close()
     else:
         yield _Lines()
 
@@ -153,38 +163,53 @@ def _amount(progress: Progress) -> str:
     return f"{percent}  {progress.done:.0f}/{progress.total:.0f}"
 
 
-@contextmanager
-def _bars() -> Iterator[Report]:
-    from rich.console import Console
-    from rich.progress import BarColumn, TaskID, TextColumn
-    from rich.progress import Progress as Bars
+class _Bars:
+    """Progress on a terminal. Drawn only while a task is under way: an idle node redraws nothing."""
 
-    columns: list[Any] = [
-        TextColumn("{task.fields[name]:<8} {task.description}", markup=False),
-        BarColumn(bar_width=24),
-        TextColumn("{task.percentage:>3.0f} %  {task.fields[amount]}"),
-    ]
-    tasks: dict[str, tuple[TaskID, float]] = {}
-    with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as RichProgress
 
-        def report(progress: Progress) -> None:
-            if progress.task not in tasks:
-                # A task that is already over (a cached download) needs no bar.
-                if progress.finished:
-                    return
-                task = bars.add_task(progress.text, name=progress.task, amount="", total=progress.total)
-                tasks[progress.task] = (task, time.monotonic())
-            task, begun = tasks[progress.task]
-            amount = _bar_amount(progress, time.monotonic() - begun)
-            bars.update(
-                task, description=progress.text[:60], completed=progress.done, total=progress.total, amount=amount
-            )
+        columns: list[Any] = [
+            TextColumn("{task.fields[name]:<8} {task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f} %  {task.fields[amount]}"),
+        ]
+        self._bars = RichProgress(*columns, console=Console(stderr=True), transient=True)
+        self._tasks: dict[str, tuple[Any, float]] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.task not in self._tasks:
+            # A task that is already over (a cached download) needs no bar.
             if progress.finished:
-                bars.remove_task(task)
-                del tasks[progress.task]
-                say(f"{progress.task:<8} {progress.text}")
+                return
+            self._begin(progress)
+        task, begun = self._tasks[progress.task]
+        amount = _bar_amount(progress, time.monotonic() - begun)
+        text = progress.text[:60]
+        self._bars.update(task, description=text, completed=progress.done, total=progress.total, amount=amount)
+        if progress.finished:
+            self._bars.remove_task(task)
+            del self._tasks[progress.task]
+            if not self._tasks:
+                self.close()
+            say(f"{progress.task:<8} {progress.text}")
 
-        yield report
+    def _begin(self, progress: Progress) -> None:
+        global _above_the_bars
+        if not self._tasks:
+            self._bars.start()
+            console = self._bars.console
+            _above_the_bars = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+        task = self._bars.add_task(progress.text, name=progress.task, amount="", total=progress.total)
+        self._tasks[progress.task] = (task, time.monotonic())
+
+    def close(self) -> None:
+        """Wipe the bars and leave the terminal to others."""
+        global _above_the_bars
+        _above_the_bars = None
+        self._bars.stop()
 
 
 def _bar_amount(progress: Progress, seconds: float) -> str:

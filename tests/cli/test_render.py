@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 
 import click
 import pytest
@@ -133,6 +134,28 @@ def test_quiet_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     with progress_report(quiet=True) as report:
         report(Progress("engine", "x", 1, 2))
     assert capsys.readouterr() == ("", "")
+
+
+def test_bars_are_drawn_only_while_something_is_under_way(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    before = threading.active_count()
+    with progress_report() as report:
+        assert threading.active_count() == before
+        report(Progress("engine", "compiling x.cpp", 5, 10))
+        assert threading.active_count() == before + 1
+        say("a line above")
+        report(Progress("engine", "built", 10, 10, finished=True))
+        for drawing in set(threading.enumerate()) - {threading.current_thread()}:
+            drawing.join(5)
+        assert threading.active_count() == before
+        say("plain again")
+        report(Progress("download", "here already", 1, 1, finished=True))
+    told = capsys.readouterr().err
+    assert "compiling x.cpp" in told and "a line above" in told and "engine   built" in told
+    assert told.rstrip().endswith("plain again")
 
 
 def test_bars_tell_amount_rate_and_time_left() -> None:

@@ -83,6 +83,7 @@ def is_exact(content: str, entry: dict[str, Any]) -> bool:
     return entry["answer"] in (content, begun + content)
 
 
+@pytest.mark.engine
 @pytest.mark.parametrize("group", REQUIRED_SHARE)
 def test_held_out_questions(group: str, demo_server: Any) -> None:
     entries = QUESTIONS[group]
