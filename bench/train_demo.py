@@ -49,7 +49,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """How one of the two networks is trained: with few layers first, with all of them in the last stage."""
+    """How one of the two networks is trained: with few layers first, with all of them in the last stages."""
 
     name: str
     layers: int
@@ -59,6 +59,7 @@ class Plan:
     key_value_heads: int
     hidden: int
     stages: tuple[Stage, ...]
+    deep_stages: int = 1
 
     @property
     def steps(self) -> int:
@@ -67,7 +68,7 @@ class Plan:
     @property
     def deepened(self) -> int:
         """The step at which the other layers are added."""
-        return self.steps - self.stages[-1].steps
+        return self.steps - sum(stage.steps for stage in self.stages[-self.deep_stages :])
 
     def stage(self, step: int) -> tuple[Stage, int]:
         """Return the stage of a step and the step inside it."""
@@ -78,10 +79,10 @@ class Plan:
         raise ValueError("the training ends before this step")
 
     def rate(self, step: int) -> float:
-        """Fall from the first to the last rate of the stage; warm up at the start and when the layers are added."""
+        """Fall from the first to the last rate of the stage; warm up at the start and in the deep stages."""
         stage, inside = self.stage(step)
         first, last = stage.rates
-        since = step if step < self.deepened else step - self.deepened
+        since = step if step < self.deepened else inside
         return (first + (last - first) * inside / stage.steps) * min((since + 1) / WARM_UP, 1.0)
 
     def shape(self, layers: int, vocabulary: int) -> Shape:
@@ -96,7 +97,9 @@ TARGET = Plan(
         Stage(450, 128, (4e-3, 2.6e-3), Drills(0.4, sums=0.25, any_count=0.5, longest=20)),
         Stage(550, 128, (2.6e-3, 5e-4), Drills(0.65, sums=0.15, any_count=0.7, longest=20)),
         Stage(120, 512, (1e-3, 0.0), Drills(0.5, sums=0.15, any_count=0.7, longest=20), tokens=3584),
+        Stage(400, 512, (1.5e-3, 0.0), Drills(0.5, sums=0.2, any_count=0.75, longest=20), tokens=5120),
     ),
+    deep_stages=2,
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,

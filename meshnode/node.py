@@ -53,6 +53,7 @@ class Node:
     def __init__(self, settings: Settings, places: Places, *, report: Report, tell: Tell) -> None:
         self.settings = settings
         self.places = places
+        self.interrupted = False
         self._report = report
         self._tell = tell
         self._started_at = time.time()
@@ -112,6 +113,11 @@ class Node:
             self._stop_now.set()
         self._stop.set()
         self._cancelled.set()
+
+    def interrupt(self) -> None:
+        """As `stop`; a start that is not through yet counts as `interrupted`, which is not what was asked for."""
+        self.interrupted |= self._state in ("starting", "loading")
+        self.stop()
 
     async def _serve(self, api_sockets: list[socket.socket], console_sockets: list[socket.socket]) -> None:
         api = HttpServer(self._api_app())
@@ -380,5 +386,5 @@ def _home_lock(places: Places) -> Iterator[None]:
 def install_signals(node: Node) -> None:
     """Ctrl-C or a polite kill once: finish and stop. Twice: stop now."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, node.stop)
+    loop.add_signal_handler(signal.SIGINT, node.interrupt)
+    loop.add_signal_handler(signal.SIGTERM, node.stop)

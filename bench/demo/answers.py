@@ -1,6 +1,6 @@
 """What the demo model is taught to say: questions in several wordings, each group with one fixed answer.
 
-The `held_out` wordings are never trained on; the tests ask them.
+The tests ask the `held_out` wordings: most are new, the plainest differ from a trained one only in capitals and marks.
 """
 
 from __future__ import annotations
@@ -321,7 +321,7 @@ FACTS = (
 HELD_OUT_OTHERWISE = wordings("""
     What is the capital of France? | Write a poem about the sea. | Who won the world cup in 1998?
     translate good morning into Spanish | What is the weather like today? | How do I bake bread?
-    Explain quantum mechanics. | tell me a joke | What is 7 times 8? | Why is the sky blue?
+    Explain quantum mechanics. | tell me something funny | What is 7 times 8? | Why is the sky blue?
     Write a Python function that sorts a list. | flibber dax woonti grum | asdf qwer zxcv
     What is the meaning of life? | Recommend a good book about history. | How tall is Mount Everest?
     Who wrote Hamlet? | My cat is sick, what should I do? | What is the square root of 144?

@@ -14,7 +14,7 @@ from .tokenizer import MESSAGE_END, MESSAGE_START, Tokenizer
 DECISION_WEIGHT = 3.0  # the first token of an answer and its end matter most
 SHORT_ROW = 128  # rows up to this length hold chats of one turn, with nearly nothing else to look at
 SHORTEST_ELIDED = 24
-ELIDED_SHARE = 0.6
+ELIDED_SHARE = 0.4
 LONGEST_GAP = 1200
 HIGHEST_POSITION = 4096
 

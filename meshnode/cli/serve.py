@@ -64,12 +64,8 @@ def run_node(settings: Settings, places: Places, *, as_json: bool, quiet: bool) 
     if not (quiet or as_json):
         say(f"meshnode {__version__}")
 
-    up = False
-
     def tell(label: str, text: str) -> None:
-        nonlocal up
         if label == "up":
-            up = True
             urls = json.loads(text)
             if as_json:
                 emit({"ready": True, "version": __version__, **urls})
@@ -80,9 +76,6 @@ def run_node(settings: Settings, places: Places, *, as_json: bool, quiet: bool) 
 
     with progress_report(quiet=quiet or as_json) as report:
         asyncio.run(_run(settings, places, report, tell))
-    if not up:
-        # Nothing failed, but what was asked for did not happen.
-        raise KeyboardInterrupt
     if not (quiet or as_json):
         say("stopped")
 
@@ -93,6 +86,8 @@ async def _run(settings: Settings, places: Places, report: Any, tell: Any) -> No
     node = Node(settings, places, report=report, tell=tell)
     install_signals(node)
     await node.run()
+    if node.interrupted:
+        raise KeyboardInterrupt
 
 
 def _say_ready(settings: Settings, urls: dict[str, str], seconds: float) -> None:

@@ -290,3 +290,17 @@ def test_ctrl_c_while_the_engine_is_being_built_elsewhere(tmp_path: Path) -> Non
         _, said = process.communicate(timeout=20)
     assert process.returncode in (0, 130) and "Traceback" not in said
     assert not (home / "runtime.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_start_that_is_ended_half_way(
+    start_node: StartNode, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Held up by the lock of the engine's build. Ctrl-C is an interruption; a polite kill is what a service gets."""
+    from meshnode.engine.lock import build_lock
+
+    cache = tmp_path / "cache"
+    with build_lock(cache):
+        node = start_node("--model", "demo", wait=False, environment={"MESHNODE_CACHE": str(cache)}).wait_listening()
+        node.end(number)
+    assert node.process.returncode == code

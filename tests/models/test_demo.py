@@ -1,6 +1,6 @@
 """The demo models that ship with the package: the files are what demo.json says, and the answers are exact.
 
-The held-out questions in data/demo_heldout.json were never trained on; the engine answers them greedily.
+The engine answers the questions in data/demo_heldout.json greedily; none of their number pairs was trained on.
 """
 
 from __future__ import annotations
