@@ -177,8 +177,6 @@ class Training:
         }
         torch.save(state, partial)
         partial.replace(self.checkpoint)
-        complete = deepen(self.network, self.plan.layers)
-        export(complete, self.tokenizer, MODELS / f"{self.plan.name}.gguf", name=f"demo {self.plan.name}")
 
     def run(self) -> None:
         started = time.monotonic() - self.seconds
@@ -196,6 +194,7 @@ class Training:
                 )
             if self.step % self.options.save_every == 0 or self.step == self.plan.steps:
                 self.save()
+        export(self.network, self.tokenizer, MODELS / f"{self.plan.name}.gguf", name=f"demo {self.plan.name}")
 
     def advance(self) -> tuple[float, float]:
         """Take one step; return the loss and the share of decisions that were right."""

@@ -17,6 +17,11 @@ from meshnode.api.served import Served
 from tests.api.fake_llama import FakeLlamaServer
 
 CHAT = "/v1/chat/completions"
+HELLO = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
+STREAM = {**HELLO, "stream": True}
+TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}\n\n'
+DONE = b"data: [DONE]\n\n"
 
 
 @asynccontextmanager
@@ -92,3 +97,10 @@ async def gateway(
     )
     async with serving(wrap(app)) as running.port:
         yield running
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it is true, for a second at most."""
+    async with asyncio.timeout(1):
+        while not condition():
+            await asyncio.sleep(0.005)

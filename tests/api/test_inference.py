@@ -1,6 +1,5 @@
 import asyncio
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,16 +8,11 @@ from meshnode.api import inference
 from meshnode.api.inference import ENDPOINTS, token_counts
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, Received, Script, endless, plain, raw, silent, streaming
-from tests.api.raw_http import Connection, Reply, ask, request
-from tests.api.running import CHAT, Gateway, served
+from tests.api.raw_http import Connection, ask, request
+from tests.api.running import CHAT, DONE, HELLO, LAST, STREAM, TOKEN, Gateway, served, until
 
 pytestmark = pytest.mark.anyio
 DATA = Path(__file__).parent / "data"
-HELLO = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
-STREAM = {**HELLO, "stream": True}
-TOKEN = b'data: {"choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-LAST = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}\n\n'
-DONE = b"data: [DONE]\n\n"
 PATHS = {
     "chat": CHAT,
     "chat_choices": CHAT,
@@ -472,105 +466,11 @@ async def test_a_caller_that_leaves_the_queue_is_never_forwarded(gateway: Gatewa
         for body in (STREAM, HELLO):
             async with await Connection.open(gateway.port) as queued:
                 await queued.send(request(CHAT, body))
-                await _until(lambda: gateway.gates.snapshot("demo").waiting == 1)
-            await _until(lambda: gateway.gates.snapshot("demo").waiting == 0)
-    await _until(lambda: gateway.gates.snapshot("demo").busy == 0)
+                await until(lambda: gateway.gates.snapshot("demo").waiting == 1)
+            await until(lambda: gateway.gates.snapshot("demo").waiting == 0)
+    await until(lambda: gateway.gates.snapshot("demo").busy == 0)
     assert len(llama.requests) == 1
     assert sorted(record.status for record in gateway.records) == [499, 499, 499]
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(1):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def test_llama_server_never_gets_more_requests_than_it_has_slots(llama: FakeLlamaServer) -> None:
-    at_once = most = 0
-
-    async def counted(received: Received) -> None:
-        nonlocal at_once, most
-        at_once += 1
-        most = max(most, at_once)
-        await received.head()
-        await received.chunk(TOKEN)
-        at_once -= 1  # before the end is sent: from then on the gateway may send the next
-        await received.chunk(LAST + DONE)
-        await received.end()
-
-    llama.script = counted
-    async with running.gateway(served(llama, slots=2), capacity=100) as gateway:
-        replies = await asyncio.gather(*(ask(gateway.port, CHAT, HELLO) for _ in range(30)))
-        assert {reply.status for reply in replies} == {200}
-    assert most <= 2
-
-
-async def test_callers_take_turns(gateway: Gateway, llama: FakeLlamaServer) -> None:
-    release = asyncio.Event()
-
-    async def waits(received: Received) -> None:
-        await release.wait()
-        await streaming([TOKEN, LAST, DONE])(received)
-
-    llama.script = waits
-    asked: list[asyncio.Task[Reply]] = []
-    for user, key in (("first", "a"), ("a1", "a"), ("a2", "a"), ("a3", "a"), ("b1", "b"), ("c1", "c")):
-        before = gateway.gates.snapshot("demo")
-        asked.append(
-            asyncio.create_task(ask(gateway.port, CHAT, {**HELLO, "user": user}, authorization=f"Bearer {key}"))
-        )
-        await _until(lambda before=before: gateway.gates.snapshot("demo") != before)
-    release.set()
-    await asyncio.gather(*asked)
-    assert [received.json["user"] for received in llama.requests] == ["first", "a1", "b1", "c1", "a2", "a3"]
-
-
-async def test_a_full_queue_is_429_at_once(llama: FakeLlamaServer) -> None:
-    llama.script = endless()
-    async with (
-        running.gateway(served(llama), capacity=1) as gateway,
-        await Connection.open(gateway.port) as one,
-        await Connection.open(gateway.port) as two,
-    ):
-        await one.send(request(CHAT, STREAM))
-        await one.head()
-        await two.send(request(CHAT, STREAM))
-        await _until(lambda: gateway.gates.snapshot("demo").waiting == 1)
-        begin = asyncio.get_running_loop().time()
-        for path, kind in ((OPENAI, "rate_limit_error"), (ANTHROPIC, "rate_limit_error")):
-            reply = await ask(gateway.port, path, HELLO)
-            assert (reply.status, reply.error["type"], reply.headers["retry-after"]) == (429, kind, "5")
-        assert asyncio.get_running_loop().time() - begin < 0.2
-        # What takes no slot is answered all the same.
-        llama.script = plain(200, b'{"input_tokens":1}')
-        assert (await ask(gateway.port, "/v1/messages/count_tokens", HELLO)).status == 200
-
-
-async def test_a_request_that_waited_through_a_restart_finds_the_new_address(llama: FakeLlamaServer) -> None:
-    llama.script = endless()
-    async with (
-        FakeLlamaServer.running() as second,
-        running.gateway(served(llama)) as gateway,
-        await Connection.open(gateway.port) as waiting,
-    ):
-        async with await Connection.open(gateway.port) as one:
-            await one.send(request(CHAT, STREAM))
-            await one.head()
-            await waiting.send(request(CHAT, STREAM))
-            await _until(lambda: gateway.gates.snapshot("demo").waiting == 1)
-            second.script = endless()
-            gateway.models[:] = [served(second)]
-        assert (await waiting.head()).status == 200
-        assert (len(llama.requests), len(second.requests)) == (1, 1)
-
-
-async def test_waiting_has_an_end(llama: FakeLlamaServer) -> None:
-    llama.script = endless()
-    async with running.gateway(served(llama), timeout_s=0.05) as gateway, await Connection.open(gateway.port) as one:
-        await one.send(request(CHAT, STREAM))
-        await one.head()
-        reply = await ask(gateway.port, CHAT, HELLO)
-        assert (reply.status, reply.headers["retry-after"]) == (429, "10")
 
 
 # --- the rest -------------------------------------------------------------------------------------------------
