@@ -4,7 +4,8 @@
     python bench/train_demo.py --engine PATH   also scores them with that llama-server and records the scores
     python bench/train_demo.py --write-heldout writes the held-out questions only
 
-Needs torch, numpy and gguf. An interrupted run continues from its last checkpoint.
+Needs torch, numpy and gguf. An interrupted run continues from its last checkpoint. The published weights come from
+a run whose stages were adjusted on the way, so a fresh run gives equally shaped models but not the same bytes.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ TARGET = Plan(
         Stage(550, 128, (2.6e-3, 5e-4), Drills(0.65, sums=0.15, any_count=0.7, longest=20)),
         Stage(120, 512, (1e-3, 0.0), Drills(0.5, sums=0.15, any_count=0.7, longest=20), tokens=3584),
         Stage(400, 512, (1.5e-3, 0.0), Drills(0.5, sums=0.2, any_count=0.75, longest=20), tokens=5120),
+        Stage(220, 512, (1e-3, 0.0), Drills(0.35, sums=0.25, any_count=0.7, longest=20), tokens=5120),
     ),
-    deep_stages=2,
+    deep_stages=3,
 )  # fmt: skip
 DRAFT = Plan(
     name="draft", layers=2, first_layers=2, width=128, heads=4, key_value_heads=2, hidden=384,

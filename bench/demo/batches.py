@@ -89,7 +89,7 @@ def add_chat(row: Row, tokenizer: Tokenizer, chat: Chat, random: Random) -> None
 def pick_chat(random: Random, drills: Drills, *, long: bool) -> Chat:
     if random.random() < drills.share:
         return drill_chat(random, drills)
-    return random_chat(random) if long else short_chat(random)
+    return random_chat(random) if long and random.random() < 0.5 else short_chat(random)
 
 
 def make_row(tokenizer: Tokenizer, random: Random, *, length: int, drills: Drills) -> Row:
