@@ -30,7 +30,7 @@ from types import TracebackType
 from typing import Self
 
 from bench.figures import Rounds, difference, interval, ratio
-from bench.gateway import STREAMS, added, chat, first_tokens_ms, paired, throughput
+from bench.gateway import STREAMS, added, chat, first_tokens_ms, mixed, paired, throughput
 from bench.load import Job, LoadProcess, Outcome, Target
 from bench.node import BenchNode
 from bench.record import Figure, Run
@@ -66,8 +66,8 @@ class Effort:
     """How much of everything."""
 
     latency_requests: int = 300
-    stream_rounds: int = 15
-    stream_requests: int = 64
+    stream_rounds: int = 12
+    stream_requests: int = 160
     stream_tokens: int = 64
 
 
@@ -169,9 +169,11 @@ def closer(run: Run, name: str, sides: Mapping[str, Rounds], distance: Callable[
 
 def compare(run: Run, load: LoadProcess, targets: list[Target], effort: Effort) -> None:
     """Both measurements, and what follows from them."""
-    single = paired(load, targets, Job(chat(stream=True, max_tokens=8)), effort.latency_requests)
-    body = chat(stream=True, max_tokens=effort.stream_tokens)
-    many = paired(load, targets, Job(body, requests=effort.stream_requests, concurrency=STREAMS), effort.stream_rounds)
+    single = paired(load, targets, Job([chat(stream=True, max_tokens=8)]), effort.latency_requests)
+    bodies = mixed(effort.stream_tokens)
+    many = paired(
+        load, targets, Job(bodies, requests=effort.stream_requests, concurrency=STREAMS), effort.stream_rounds
+    )
     for streams, found in ((1, single), (STREAMS, many)):
         sides = {name: first_tokens_ms(outcomes) for name, outcomes in found.items()}
         label = f"time to first token, {streams} stream{'s' if streams > 1 else ''}, p50"
@@ -186,7 +188,7 @@ def compare(run: Run, load: LoadProcess, targets: list[Target], effort: Effort) 
 
 def check_tokens(load: LoadProcess, targets: list[Target]) -> None:
     """All ways must yield the same number of tokens, or their rates could not be compared."""
-    job = Job(chat(stream=True, max_tokens=32))
+    job = Job([chat(stream=True, max_tokens=32)])
     found: dict[str, Outcome] = {target.name: load.run(target, job).check(200) for target in targets}
     if any(outcome.tokens != 32 or len(outcome.first_s) != 1 for outcome in found.values()):
         raise RuntimeError(f"not 32 tokens each: {found}")

@@ -32,6 +32,13 @@ def difference(ours: Rounds, theirs: Rounds, share: float) -> float:
     return quantile(_flat(ours), share) - quantile(_flat(theirs), share)
 
 
+def shift(ours: Rounds, theirs: Rounds) -> float:
+    """Median over the pairs of rounds of (median of ours - median of theirs)."""
+    return statistics.median(
+        statistics.median(mine) - statistics.median(other) for mine, other in zip(ours, theirs, strict=True)
+    )
+
+
 def ratio(ours: Rounds, theirs: Rounds) -> float:
     """Median over the pairs of rounds of (mean of ours / mean of theirs)."""
     return statistics.median(

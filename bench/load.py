@@ -20,7 +20,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +29,6 @@ from typing import Any, Self
 READ_BYTES = 256 << 10
 TAIL_BYTES = 4096
 STALL_S = 120
-NUMBER = b"{number}"
 FIRST_TEXT = re.compile(rb'"(?:content|text|reasoning_content)": ?"[^"]')
 TOKENS = re.compile(rb'"completion_tokens": ?(\d+)')
 STATUS = re.compile(rb"HTTP/1\.[01] (\d{3})")
@@ -51,11 +50,11 @@ class Target:
 class Job:
     """What to send, how often, and how many at a time.
 
-    `body` is JSON text. In it `{model}` becomes the target's name for it, `{number}` a number that no other request
-    of the process has, and `{padding}` that many bytes of text (so large bodies do not travel through the pipe).
+    `bodies` are JSON texts that are sent in turn. In them `{model}` becomes the target's name for it, and `{padding}`
+    that many bytes of text, so that large bodies do not travel through the pipe.
     """
 
-    body: str
+    bodies: Sequence[str]
     path: str = "/v1/chat/completions"
     requests: int = 1
     concurrency: int = 1
@@ -170,19 +169,9 @@ class Stream:
 class Runner:
     """Runs one job against one target."""
 
-    sent = 0
-    """Requests of all jobs of this process."""
-
     def __init__(self, target: Mapping[str, Any], job: Mapping[str, Any]) -> None:
         self._target, self._job = target, job
-        body = job["body"].replace("{model}", target["model"])
-        raw = body.replace("{padding}", "lorem ipsum " * (job["padding_bytes"] // 12)).encode()
-        self._request = (
-            f"POST {job['path']} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {target['key']}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
-            f"Connection: {'keep-alive' if job['keep_alive'] else 'close'}\r\n\r\n"
-        ).encode() + raw
-        self._numbered = NUMBER in self._request
+        self._requests = [self._request(body) for body in job["bodies"]]
         self._selector = selectors.DefaultSelector()
         self._left = job["requests"]
         self._active = 0
@@ -191,6 +180,19 @@ class Runner:
         self._whole: list[float] = []
         self._statuses: dict[int, int] = {}
         self._refusal = ""
+
+    def _request(self, body: str) -> bytes:
+        target, job = self._target, self._job
+        padded = body.replace("{model}", target["model"]).replace(
+            "{padding}", "lorem ipsum " * (job["padding_bytes"] // 12)
+        )
+        raw = padded.encode()
+        head = (
+            f"POST {job['path']} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {target['key']}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n"
+            f"Connection: {'keep-alive' if job['keep_alive'] else 'close'}\r\n\r\n"
+        )
+        return head.encode() + raw
 
     def run(self) -> dict[str, Any]:
         """The outcome as JSON values."""
@@ -220,9 +222,7 @@ class Runner:
             return
         self._left -= 1
         self._active += 1
-        Runner.sent += 1
-        # As long as what it replaces, so that the length in the head stays true.
-        stream.reset(self._request.replace(NUMBER, b"%08d" % Runner.sent) if self._numbered else self._request)
+        stream.reset(self._requests[self._left % len(self._requests)])
         if stream.link is None:
             stream.link = self._open()
             self._selector.register(stream.link, selectors.EVENT_READ, stream)

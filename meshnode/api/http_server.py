@@ -193,7 +193,8 @@ def listen(port: int, *, public: bool, purpose: str) -> list[socket.socket]:
     sockets: list[socket.socket] = []
     for family, host in hosts:
         try:
-            listener = socket.socket(family, socket.SOCK_STREAM)
+            # TRAP: asyncio turns Nagle's algorithm off only where the protocol is named; else answers wait for an ACK.
+            listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         except OSError:
             continue
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -257,3 +257,21 @@ def test_a_port_that_only_an_administrator_may_open_is_not_called_taken(monkeypa
     with pytest.raises(SettingsError, match="port 80") as caught:
         listen(80, public=False, purpose="console")
     assert "--console" in caught.value.fix
+
+
+async def test_what_is_written_leaves_at_once() -> None:
+    """With Nagle's algorithm the second write of an answer waits up to 40 ms for the caller's delayed ACK."""
+    (listener, *others) = listen(0, public=False, purpose="the API")
+    for other in others:
+        other.close()
+    seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def answer(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    async with await asyncio.start_server(answer, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await asyncio.wait_for(seen, 5) != 0
+        writer.close()
+        await writer.wait_closed()

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from bench.figures import difference, growth, interval, quantile, ratio
+from bench.figures import difference, growth, interval, quantile, ratio, shift
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.99, 1.0])
@@ -57,6 +57,11 @@ def test_rounds_stay_paired() -> None:
 
 def test_a_ratio_uses_the_middle_pair() -> None:
     assert ratio([[90], [10], [95]], [[100], [100], [100]]) == pytest.approx(0.9)
+
+
+def test_a_shift_survives_drift() -> None:
+    drift = [4000.0, 5000, 9000, 4500, 3000]
+    assert shift([[base + 100] for base in drift], [[base] for base in drift]) == 100
 
 
 def test_growth_of_a_line() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,11 +22,25 @@ def test_the_order_alternates() -> None:
     assert names == ["dm", "md", "dm", "md", "dm"]
 
 
+def test_each_of_three_follows_each_other() -> None:
+    third = Target("third", model="m")
+    row = "".join(target.name[0] for order in gateway.alternate([DIRECT, OURS, third], 60) for target in order)
+    follows = Counter(zip(row, row[1:], strict=False))
+    assert all(25 <= follows[a, b] for a in "dmt" for b in "dmt" if a != b), follows
+
+
 def test_bodies() -> None:
     body = json.loads(gateway.chat(stream=True, max_tokens=3, user="x"))
     assert body["stream"] is True and body["stream_options"] == {"include_usage": True} and body["user"] == "x"
     assert (body["max_tokens"], body["ignore_eos"], body["model"]) == (3, True, "{model}")
     assert "stream" not in json.loads(gateway.chat(stream=False, max_tokens=3))
+
+
+def test_a_mixture_of_lengths() -> None:
+    lengths = [json.loads(body)["max_tokens"] for body in gateway.mixed(64)]
+    assert sorted(lengths)[0] == 32 and sorted(lengths)[-1] == 96 and len(set(lengths)) == 16
+    assert sum(lengths) / 16 == pytest.approx(64, abs=1)
+    assert lengths != sorted(lengths)
 
 
 def test_throughput_is_a_share_in_percent() -> None:
@@ -52,11 +67,11 @@ class FakeLoad(LoadProcess):
 
 def test_pairs_are_warmed_up_and_checked() -> None:
     load = FakeLoad(400)
-    found = gateway.paired(load, [DIRECT, OURS], Job("{}"), 2, 400)
+    found = gateway.paired(load, [DIRECT, OURS], Job(["{}"]), 2, 400)
     assert load.asked == ["direct", "meshnode", "direct", "meshnode", "meshnode", "direct"]
     assert {name: len(outcomes) for name, outcomes in found.items()} == {"direct": 2, "meshnode": 2}
     with pytest.raises(RuntimeError, match="'400': 1"):
-        gateway.paired(load, [DIRECT], Job("{}"), 1)
+        gateway.paired(load, [DIRECT], Job(["{}"]), 1)
 
 
 @pytest.mark.engine
@@ -80,4 +95,4 @@ def test_a_node_on_loopback(engine_bin: Path) -> None:
     with LoadProcess() as load, BenchNode("demo", loopback=True) as node:
         direct = node.direct_target()
         assert direct.port and not direct.socket
-        assert load.run(direct, Job(gateway.chat(stream=True, max_tokens=4))).check(200).tokens == 4
+        assert load.run(direct, Job([gateway.chat(stream=True, max_tokens=4)])).check(200).tokens == 4
