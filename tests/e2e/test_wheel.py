@@ -78,4 +78,4 @@ def test_an_installed_wheel_serves_the_demo(wheel: Path, tmp_path: Path, engine_
         assert text == ", ".join(str(number) for number in range(1, 21))
     finally:
         node.terminate()
-        node.wait(timeout=30)
+        node.communicate(timeout=30)
