@@ -280,8 +280,8 @@ def files_of_the_repository() -> Iterator[Path]:
 
 
 def test_nothing_tells_of_one_machine_or_of_a_package_host() -> None:
-    here = "|".join(re.escape(str(path)) for path in (ROOT.parent, Path.home()) if len(path.parts) > 1)
-    machine = rf"(?<![\w.~])(?:{here}|/root)/"
+    here = "|".join(re.escape(str(path)) for path in (ROOT, Path.home()) if len(path.parts) > 2)
+    machine = rf"(?<![\w.~])(?:{here or '/root'}|/root)/"
     hosts = r"(?:python" + r"hosted\.org|pypi" + r"\.org|registry" + r"\.npmjs|index" + r"-url|artifact" + r"ory)"
     pattern = re.compile(f"{machine}|{hosts}".encode())
     found = []
