@@ -23,7 +23,14 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   ├── HubOffline
     │   ├── GatedRepository
     │   ├── DownloadCorrupt
-    │   └── DownloadStopped          exit 130
+    │   ├── DownloadStopped          exit 130
+    │   ├── PeerUnreachable
+    │   ├── PeerRefused
+    │   │   └── WrongPeer
+    │   ├── InviteInvalid            400
+    │   ├── PairingFailed
+    │   ├── NotInMesh                409
+    │   └── AlreadyInMesh            409
     ├── EngineError                  exit 6
     │   ├── SourceUnavailable
     │   ├── ToolchainMissing
@@ -228,6 +235,63 @@ class DownloadStopped(NetworkError):
     code = "download-stopped"
     exit_code = 130
     fix = "run the same command again: it goes on where it stopped"
+
+
+class PeerUnreachable(NetworkError):
+    """The peer does not answer."""
+
+    code = "peer-unreachable"
+    http_status = 504
+    fix = "it may be off, or a firewall may close its UDP port: run meshnode doctor there"
+
+
+class PeerRefused(NetworkError):
+    """The peer closed the connection.
+
+    `close_code` is one of the close codes of the protocol.
+    """
+
+    code = "peer-refused"
+
+    def __init__(self, detail: str = "", *, close_code: int = 0, fix: str = "") -> None:
+        super().__init__(detail, fix=fix)
+        self.close_code = close_code
+
+
+class WrongPeer(PeerRefused):
+    """Another node answers at the address of this peer."""
+
+    code = "wrong-peer"
+
+
+class InviteInvalid(NetworkError):
+    """This invite cannot be used."""
+
+    code = "invite-invalid"
+    http_status = 400
+    fix = "ask for a new one: meshnode invite, on a machine of that mesh"
+
+
+class PairingFailed(NetworkError):
+    """The two machines could not be paired."""
+
+    code = "pairing-failed"
+    fix = "run meshnode pair again on both machines: each code can be tried once"
+
+
+class NotInMesh(NetworkError):
+    """This node belongs to no mesh."""
+
+    code = "not-in-mesh"
+    http_status = 409
+
+
+class AlreadyInMesh(NetworkError):
+    """This node belongs to another mesh."""
+
+    code = "already-in-mesh"
+    http_status = 409
+    fix = "leave it first: meshnode leave; or use a second home: MESHNODE_HOME=DIR meshnode --join TOKEN"
 
 
 class EngineError(MeshnodeError):

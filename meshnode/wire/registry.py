@@ -1,0 +1,187 @@
+"""The numbers that two nodes must agree on. Generated from protocol/registry.toml; do not edit."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Final
+
+VERSION: Final = 1
+ALPN: Final = "meshnode/1"
+INVITE_PREFIX: Final = "mn1"
+MDNS_SERVICE: Final = "_meshnode._udp.local."
+PORT_API: Final = 9337
+PORT_MESH: Final = 9337
+PORT_CONSOLE: Final = 3131
+
+
+class StreamType(IntEnum):
+    """The first byte of a stream."""
+
+    CONTROL = 0
+    HTTP = 2
+    RPC = 4
+    BULK = 6
+    PAIR = 8
+
+
+class Role(IntEnum):
+    """What a member may be."""
+
+    MEMBER = 1
+    CLIENT = 2
+
+
+class MessageId(IntEnum):
+    """The messages of the control stream."""
+
+    HELLO = 0
+    WELCOME = 2
+    STATEMENTS = 4
+    PROBE = 6
+    PROBE_ACK = 8
+    IHAVE = 10
+    GRAFT = 12
+    PRUNE = 14
+    DIGEST = 16
+    BUCKET = 18
+    WANT = 20
+    JOIN_OVERLAY = 22
+    FORWARD_JOIN = 24
+    NEIGHBOUR = 26
+    NEIGHBOUR_REPLY = 28
+    SHUFFLE = 30
+    SHUFFLE_REPLY = 32
+    PART = 34
+    SUBSCRIBE = 36
+    VIEW = 38
+    MEASURE = 40
+    MEASURED = 42
+    RENEW = 44
+    RENEWED = 46
+    PAIR_OFFER = 64
+    PAIR_CONFIRM = 66
+    PAIR_ACCEPT = 68
+
+
+class StatementKind(IntEnum):
+    """What a signed statement says."""
+
+    IDENTITY = 0
+    DYNAMIC = 2
+    DEMAND = 4
+    ACCUSE = 6
+    LEAVE = 8
+
+
+class Close(IntEnum):
+    """Application close codes of a connection (RFC 9000, 20.2)."""
+
+    DONE = 0x100
+    DUPLICATE = 0x101
+    WRONG_PEER = 0x102
+    NO_CERTIFICATE = 0x103
+    BAD_VERSION = 0x104
+    PROTOCOL_ERROR = 0x105
+    FLOOD = 0x106
+    NOT_ADMITTED = 0x110
+    INVITE_INVALID = 0x111
+    INVITE_EXPIRED = 0x112
+    INVITE_REVOKED = 0x113
+    INVITE_USED = 0x114
+    CERTIFICATE_EXPIRED = 0x115
+    WRONG_MESH = 0x116
+    ROLE_REFUSED = 0x117
+    ADMISSION_TIMEOUT = 0x118
+    BANNED = 0x119
+    SUPERSEDED = 0x11A
+    PAIRING_FAILED = 0x120
+    PAIRING_CLOSED = 0x121
+    INTERNAL = 0x1FF
+
+
+class Reset(IntEnum):
+    """Application codes with which one stream is reset."""
+
+    CANCELLED = 0x10
+    REFUSED = 0x11
+    OVERLOAD = 0x12
+    MALFORMED = 0x13
+    UNKNOWN_TYPE = 0x14
+    UPSTREAM_BROKEN = 0x15
+    TOO_SLOW = 0x16
+
+
+MAY_OPEN: Final[dict[StreamType, frozenset[Role]]] = {
+    StreamType.CONTROL: frozenset({Role.MEMBER, Role.CLIENT}),
+    StreamType.HTTP: frozenset({Role.MEMBER, Role.CLIENT}),
+    StreamType.RPC: frozenset({Role.MEMBER}),
+    StreamType.BULK: frozenset({Role.MEMBER}),
+    StreamType.PAIR: frozenset(),
+}
+"""Which roles may open a stream of each type."""
+BEFORE_ADMISSION: Final = frozenset({StreamType.CONTROL, StreamType.PAIR})
+
+CLOSE_TEXTS: Final[dict[int, str]] = {
+    0x100: "the node is leaving",
+    0x101: "another connection to the same peer is kept",
+    0x102: "the peer is not the one that was meant",
+    0x103: "the peer has proven no key",
+    0x104: "no common version of the protocol",
+    0x105: "a message breaks the rules",
+    0x106: "too many messages",
+    0x110: "not a member of this mesh",
+    0x111: "the invite is malformed or its signature is wrong",
+    0x112: "the invite has expired",
+    0x113: "the invite has been revoked",
+    0x114: "the invite has been used up",
+    0x115: "the membership has expired",
+    0x116: "the peer belongs to another mesh",
+    0x117: "the role of this peer does not allow it",
+    0x118: "no proof of membership came in time",
+    0x119: "the peer has broken the rules lately",
+    0x11A: "this key has been replaced by its owner",
+    0x120: "the pairing code is wrong",
+    0x121: "pairing is not open",
+    0x1FF: "a fault of the node",
+}
+RESET_TEXTS: Final[dict[int, str]] = {
+    0x10: "nobody waits for it any more",
+    0x11: "not allowed",
+    0x12: "too many streams",
+    0x13: "the bytes break the rules of this stream",
+    0x14: "no such type of stream",
+    0x15: "what stood behind the stream broke",
+    0x16: "nothing was read or written for too long",
+}
+
+LIMIT_FRAME_BYTES: Final = 65536
+LIMIT_STREAM_HEADER_BYTES: Final = 4096
+LIMIT_DATAGRAM_BYTES: Final = 1100
+LIMIT_STATEMENT_BYTES: Final = 1200
+LIMIT_CERTIFICATE_BYTES: Final = 700
+LIMIT_INVITE_CHARS: Final = 900
+LIMIT_ADDRESSES: Final = 8
+LIMIT_NAME_CHARS: Final = 40
+LIMIT_MODELS: Final = 16
+LIMIT_MODEL_NAME_CHARS: Final = 64
+LIMIT_DEVICES: Final = 16
+LIMIT_MONITORS: Final = 16
+LIMIT_NEIGHBOURS: Final = 16
+LIMIT_DEMANDS: Final = 32
+LIMIT_STATEMENTS_A_FRAME: Final = 48
+LIMIT_IHAVE_IDS: Final = 4096
+LIMIT_WANT_IDS: Final = 1024
+LIMIT_SHUFFLE_PEERS: Final = 12
+LIMIT_VIEW_STATEMENTS: Final = 64
+LIMIT_CLOCK_SKEW_S: Final = 60
+LIMIT_INCARNATION_JUMP: Final = 1000
+LIMIT_INVITE_TTL_S: Final = 86400
+LIMIT_INVITE_MAX_TTL_S: Final = 7776000
+LIMIT_CERTIFICATE_TTL_S: Final = 7776000
+LIMIT_ADMISSION_TIMEOUT_S: Final = 10
+LIMIT_BAN_S: Final = 600
+LIMIT_TOMBSTONE_S: Final = 600
+LIMIT_LINKS: Final = 256
+LIMIT_STREAMS_A_LINK: Final = 256
+LIMIT_HTTP_HEAD_BYTES: Final = 16384
+LIMIT_MEMORY_BYTES_MAX: Final = 1125899906842624
