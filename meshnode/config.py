@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import ipaddress
 import os
 import tomllib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ MIB = 1 << 20
 GIB = 1 << 30
 MEMORY_UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": MIB, "mb": MIB, "mib": MIB}
 KV_TYPES = ("f16", "q8_0", "q4_0")
+LONGEST_NAME = 40
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -102,13 +104,39 @@ def _path(value: object) -> Path:
         raise ValueError(f"{reason}") from None
 
 
-def _setting(default: Any, parse: Callable[[object], Any], help: str, *, secret: bool = False) -> Any:
-    return field(default=default, metadata={"parse": parse, "help": help, "secret": secret})
+def _host(value: object) -> str:
+    """A literal address of this machine to listen on."""
+    try:
+        return str(ipaddress.ip_address(_text(value)))
+    except ValueError:
+        raise ValueError("expected an IP address such as 0.0.0.0, :: or 127.0.0.1") from None
+
+
+def _lan(value: object) -> str:
+    words = {"auto": "auto", "on": "on", "true": "on", "1": "on", "off": "off", "false": "off", "0": "off"}
+    found = words.get(str(value).lower())
+    if found is None:
+        raise ValueError("expected auto, on or off")
+    return found
+
+
+def _short_text(value: object) -> str:
+    text = _text(value)
+    if len(text) > LONGEST_NAME or not text.isprintable():
+        raise ValueError(f"expected a printable name of at most {LONGEST_NAME} characters")
+    return text
+
+
+def _setting(
+    default: Any, parse: Callable[[object], Any], help: str, *, secret: bool = False, flag: bool = True
+) -> Any:
+    """`secret` values are never shown; without `flag` there is no option for it on the command line."""
+    return field(default=default, metadata={"parse": parse, "help": help, "secret": secret, "flag": flag})
 
 
 def _table(help: str) -> Any:
     """A setting that is a table of names: only the file and the environment can give it."""
-    return field(default_factory=dict, metadata={"parse": _pairs, "help": help, "secret": False, "table": True})
+    return field(default_factory=dict, metadata={"parse": _pairs, "help": help, "secret": False, "flag": False})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,10 +148,20 @@ class Settings:
         _texts,
         "model to serve (repeatable): a name from `meshnode search`, owner/repo:QUANT, a URL, or a .gguf file",
     )
+    join: str | None = _setting(
+        None, _text, "become a member of the mesh that this invite belongs to (- reads it from stdin)", secret=True
+    )
+    client: bool = _setting(False, _flag, "use the models of the mesh, serve none")
+    solo: bool = _setting(False, _flag, "no mesh: open no UDP port and invite nobody")
+    name: str | None = _setting(None, _short_text, "what other nodes call this one (default: the host name)")
+    mesh_name: str | None = _setting(None, _short_text, "name of a mesh that is founded here")
+    bind_host: str = _setting("::", _host, "address on which peers reach this node (UDP)")
+    bind_port: int = _setting(9337, _whole(0, 65535), "UDP port on which peers reach this node (0: any free port)")
+    lan: str = _setting("auto", _lan, "say on the local network that a node is here: auto (private networks), on, off")
     port: int = _setting(9337, _whole(0, 65535), "port of the OpenAI-compatible API (0: any free port)")
     console: int = _setting(3131, _whole(0, 65535), "port of the console and the control API (0: any free port)")
     listen_all: bool = _setting(False, _flag, "accept API requests from other machines; demands MESHNODE_API_KEY")
-    api_key: str | None = _setting(None, _text, "key that API callers must send", secret=True)
+    api_key: str | None = _setting(None, _text, "key that API callers must send", secret=True, flag=False)
     allowed_hosts: tuple[str, ...] = _setting((), _texts, "further names under which callers may address this node")
     allowed_origins: tuple[str, ...] = _setting((), _texts, "web pages (scheme://host:port) that may call the API")
     max_vram: int | None = _setting(None, _memory, "use no more than this much memory of each GPU (GB)")
@@ -141,6 +179,9 @@ class Settings:
     queue: int = _setting(256, _whole(0, 100_000), "requests that may wait for a slot of one model")
     queue_timeout: int = _setting(300, _whole(1, 86_400), "seconds that a request may wait for a slot")
     ping_interval: int = _setting(10, _whole(1, 3600), "seconds between SSE comments while a stream is silent")
+    stall_timeout: int = _setting(
+        10, _whole(1, 3600), "seconds without a token after which an answer is continued by another node"
+    )
     drain_timeout: int = _setting(60, _whole(0, 3600), "seconds that a stopping node lets running answers finish")
     log_level: str = _setting("info", _one_of(*LOG_LEVELS), "how much goes to the log")
     log_format: str = _setting("text", _one_of("text", "json"), "shape of a log line")
@@ -269,6 +310,11 @@ def _check_together(settings: Settings) -> None:
             "--listen-all opens this node to other machines and so needs an API key",
             fix="export MESHNODE_API_KEY=$(openssl rand -hex 16), then run the command again",
         )
+    if settings.client and settings.model:
+        raise SettingsError("--client serves no models", fix="leave --client out, or --model")
+    for name in ("client", "join"):
+        if settings.solo and getattr(settings, name):
+            raise SettingsError(f"--solo and --{name} exclude each other")
     if settings.draft and settings.no_draft:
         raise SettingsError("--draft and --no-draft exclude each other")
     if settings.port and settings.port == settings.console:

@@ -54,6 +54,12 @@ def test_flag_before_environment_before_file_and_each_value_knows_its_source(tmp
         ("max_vram", "1gib", GIB),
         ("max_body", "1M", MIB),
         ("kv_type", "q8_0", "q8_0"),
+        ("bind_host", "127.0.0.1", "127.0.0.1"),
+        ("bind_host", "0::1", "::1"),
+        ("lan", "false", "off"),
+        ("lan", True, "on"),
+        ("lan", "auto", "auto"),
+        ("name", " studio ", "studio"),
         ("engine", "/opt/llama-server", Path("/opt/llama-server")),
         ("engine", "~/x", Path.home() / "x"),
         ("aliases", "gpt-4=demo,b = auto", {"gpt-4": "demo", "b": "auto"}),
@@ -85,6 +91,10 @@ def test_values_are_read(name: str, given: object, wanted: object, tmp_path: Pat
         ("max_vram", "8TB"),
         ("max_vram", "1e300"),
         ("max_vram", True),
+        ("bind_host", "example.org"),
+        ("lan", "maybe"),
+        ("name", "x" * 41),
+        ("mesh_name", "a\u202eb"),
         ("kv_type", "q3"),
         ("kv_type", ["f16"]),
         ("log_level", "LOUD"),
@@ -150,6 +160,9 @@ def test_combinations_that_contradict_themselves(tmp_path: Path) -> None:
     assert loaded(tmp_path, {"listen_all": True}, {"MESHNODE_API_KEY": "k"}).listen_all
     with pytest.raises(SettingsError, match="exclude each other"):
         loaded(tmp_path, {"draft": "a", "no_draft": True})
+    for contradiction in ({"client": True, "model": ("demo",)}, {"solo": True, "join": "mn1x"}):
+        with pytest.raises(SettingsError, match="serves no models|exclude each other"):
+            loaded(tmp_path, contradiction)
     with pytest.raises(SettingsError, match="cannot share port 9000"):
         loaded(tmp_path, {"port": "9000", "console": "9000"})
     assert loaded(tmp_path, {"port": "0", "console": "0"}).port == 0

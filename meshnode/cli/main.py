@@ -66,10 +66,10 @@ class LazyGroup(click.Group):
 
 
 def _node_options() -> list[click.Parameter]:
-    """One option for each setting that is neither secret nor a table; their values are parsed in config.py."""
+    """One option for each setting that may stand on a command line; their values are parsed in config.py."""
     options: list[click.Parameter] = []
     for item in setting_fields():
-        if item.metadata["secret"] or item.metadata.get("table"):
+        if not item.metadata["flag"]:
             continue
         flag = f"--{item.name.replace('_', '-')}"
         if isinstance(item.default, bool):
@@ -79,7 +79,7 @@ def _node_options() -> list[click.Parameter]:
                 click.Option(
                     [flag],
                     multiple=isinstance(item.default, tuple),
-                    metavar="PATH" if item.name == "engine" else "TEXT" if item.default in (None, ()) else "N",
+                    metavar="PATH" if item.name == "engine" else "N" if isinstance(item.default, int) else "TEXT",
                     help=item.metadata["help"],
                 )
             )

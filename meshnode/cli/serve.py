@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import time
 from typing import Any
 
@@ -13,15 +14,19 @@ from meshnode import __version__
 from meshnode.cli.render import command_errors, emit, progress_report, say
 from meshnode.config import Places, Settings, find_places
 
+MAX_INVITE_CHARS = 4096
+
 QUICK_START = """\
 meshnode {version}: serve language models on your own machines.
 
   Start here        meshnode --model demo            a tiny model that ships with meshnode, no download
   A real model      meshnode search qwen             find one;  meshnode show NAME  says whether it fits
                     meshnode --model NAME            fetch it, load it, serve it
+  More machines     meshnode invite                  prints a token;  there: meshnode --join TOKEN
+  A thin laptop     meshnode --client --join TOKEN   uses the models of the mesh, serves none
   Ask it            curl -s http://localhost:9337/v1/chat/completions -d '{{"model":"demo",
                       "messages":[{{"role":"user","content":"count from 1 to 20"}}]}}'
-  Look after it     meshnode status | ps | logs | stop
+  Look after it     meshnode status | ps | peers | logs | stop
   If in trouble     meshnode doctor
 """
 
@@ -32,9 +37,9 @@ def start(ctx: click.Context, *, as_json: bool, quiet: bool, verbose: int) -> No
     from meshnode.cli.main import settings_of
 
     places = find_places()
-    settings = settings_of(ctx)
+    settings = with_pasted_invite(settings_of(ctx))
     asked = any(value not in (None, ()) for value in ctx.obj["flags"].values())
-    if not asked and not settings.model:
+    if not asked and not (settings.model or settings.join or settings.client):
         _without_options(places)
         return
     if verbose:
@@ -42,6 +47,22 @@ def start(ctx: click.Context, *, as_json: bool, quiet: bool, verbose: int) -> No
 
         settings = replace(settings, log_level="debug")
     run_node(settings, places, as_json=as_json, quiet=quiet)
+
+
+def with_pasted_invite(settings: Settings) -> Settings:
+    """`--join -` reads the invite from stdin, so that it shows in no list of processes. Raises SettingsError."""
+    if settings.join != "-":
+        return settings
+    from dataclasses import replace
+
+    from meshnode.errors import SettingsError
+
+    if sys.stdin.isatty():
+        say("paste the invite, then press Enter:")
+    token = sys.stdin.readline(MAX_INVITE_CHARS).strip()
+    if not token:
+        raise SettingsError("--join - found no invite on stdin", fix="meshnode invite | meshnode --join -")
+    return replace(settings, join=token)
 
 
 def _without_options(places: Places) -> None:
@@ -90,7 +111,7 @@ async def _run(settings: Settings, places: Places, report: Any, tell: Any) -> No
         raise KeyboardInterrupt
 
 
-def _say_ready(settings: Settings, urls: dict[str, str], seconds: float) -> None:
+def _say_ready(settings: Settings, urls: dict[str, Any], seconds: float) -> None:
     base = urls["api"]
     say(f"ready in {seconds:.1f} s\n")
     say(f"  API      {base}")
@@ -103,5 +124,11 @@ def _say_ready(settings: Settings, urls: dict[str, str], seconds: float) -> None
         question = "count from 1 to 20" if name == "demo" else "hello"
         body = json.dumps({"model": name, "stream": True, "messages": [{"role": "user", "content": question}]})
         say(f"  try:     curl -N {base}/chat/completions{key} -d '{body}'")
+    elif settings.client or settings.join:
+        say(f"  models:  curl {base}/models{key}")
     else:
         say("  next:    meshnode load NAME      (meshnode search finds names)")
+    mesh = urls.get("mesh")
+    if mesh and mesh["invite"]:
+        say(f'\n  "{mesh["name"]}" is private: nobody can join without this invite (24 h, 5 uses)')
+        say(f"  On another machine:  meshnode --join {mesh['invite']}")

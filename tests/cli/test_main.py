@@ -30,11 +30,11 @@ def test_version_and_help_import_nothing_heavy() -> None:
     assert __version__ in CliRunner().invoke(root, ["--version"]).output
 
 
-def test_every_setting_has_its_flag_unless_it_is_secret_or_a_table() -> None:
+def test_every_setting_has_its_flag_unless_it_may_not_stand_on_a_command_line() -> None:
     flags = {flag for parameter in root.params for flag in parameter.opts}
     for item in setting_fields():
         has_flag = f"--{item.name.replace('_', '-')}" in flags
-        assert has_flag != bool(item.metadata["secret"] or item.metadata.get("table")), item.name
+        assert has_flag == item.metadata["flag"], item.name
 
 
 @pytest.mark.parametrize("name", [*COMMANDS, *SYNONYMS])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from meshnode.cli.main import root
-from meshnode.cli.serve import _say_ready
+from meshnode.cli.serve import _say_ready, with_pasted_invite
 from meshnode.config import Settings
+from meshnode.errors import SettingsError
 
 URLS = {"api": "http://localhost:9337/v1", "console": "http://localhost:3131"}
 
@@ -48,3 +51,24 @@ def test_the_key_itself_is_never_shown(capsys: pytest.CaptureFixture[str]) -> No
 def test_without_a_model_the_next_step_is_to_load_one(capsys: pytest.CaptureFixture[str]) -> None:
     _say_ready(Settings(), URLS, 1.0)
     assert "meshnode load" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_the_invite_is_the_last_line_of_one_who_may_give_it(capsys: pytest.CaptureFixture[str]) -> None:
+    _say_ready(Settings(model=("demo",)), {**URLS, "mesh": {"name": "home", "invite": "mn1abc"}}, 1.0)
+    assert capsys.readouterr().err.splitlines()[-1] == "  On another machine:  meshnode --join mn1abc"
+    _say_ready(Settings(client=True), {**URLS, "mesh": {"name": "home", "invite": None}}, 1.0)
+    told = capsys.readouterr().err
+    assert "--join" not in told and f"curl {URLS['api']}/models" in told
+
+
+@pytest.mark.parametrize("pasted", ["mn1abc\n", "  mn1abc \nmore"])
+def test_an_invite_can_come_by_stdin(monkeypatch: pytest.MonkeyPatch, pasted: str) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(pasted))
+    assert with_pasted_invite(Settings(join="-")).join == "mn1abc"
+    assert with_pasted_invite(Settings(join="mn1x")).join == "mn1x"
+
+
+def test_an_empty_stdin_is_no_invite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    with pytest.raises(SettingsError, match="no invite"):
+        with_pasted_invite(Settings(join="-"))

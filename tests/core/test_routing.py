@@ -1,0 +1,335 @@
+"""The figures in the tables are worked out by hand from the formula at the top of the module."""
+
+import random
+import time
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meshnode.core.routing import HostView, Ranked, Router, Wanted, choose_model
+
+# 100 tokens/s to write and 1000 to read: an answer of 256 tokens takes 2.56 s, a prompt of 500 takes 0.5 s.
+REMOTE = HostView("a", rtt_s=0.02, slots=2, context_length=8192, tokens_per_s=100.0, prompt_tokens_per_s=1000.0)
+HERE = replace(REMOTE, node="h", here=True)
+WANTED = Wanted("m", prompt_tokens=500)
+
+
+def host(node: str, **changes: Any) -> HostView:
+    return replace(REMOTE, node=node, **changes)
+
+
+def router(seed: int = 1) -> Router:
+    return Router(random.Random(seed))
+
+
+def order(ranked: list[Ranked]) -> str:
+    """The nodes that are offered, best first; nodes have names of one letter."""
+    offered = [entry.node for entry in ranked if entry.predicted_s is not None]
+    assert all(entry.predicted_s is None for entry in ranked[len(offered) :]), "skipped ones stand last"
+    return "".join(offered)
+
+
+def rank(*hosts: HostView, wanted: Wanted = WANTED, now: float = 0.0, by: Router | None = None) -> str:
+    return order((by or router()).rank(wanted, hosts, now))
+
+
+# --- the prediction -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("view", "predicted_s", "reason"),
+    [
+        (REMOTE, 0.02 + 0.5, "20 ms away"),
+        (HERE, 0.5, "here"),
+        (host("a", busy=1), 0.02 + 0.5, "20 ms away"),
+        # Both slots taken: the first of two comes free after half an answer.
+        (host("a", busy=2), 0.02 + 0.5 + 1.28, "20 ms away, a slot in about 1.3 s"),
+        (host("a", busy=2, waiting=3), 0.02 + 0.5 + 4 * 1.28, "20 ms away, a slot in about 5.1 s"),
+        (host("a", slots=8, busy=8, waiting=7), 0.02 + 0.5 + 2.56, "20 ms away, a slot in about 2.6 s"),
+        (host("a", prompt_tokens_per_s=None), 0.02 + 500 / 2000, "20 ms away"),
+        (host("a", prompt_tokens_per_s=None, tokens_per_s=None), 0.02 + 500 / 400, "20 ms away"),
+        (host("a", rtt_s=None), 0.1 + 0.5, "100 ms away"),
+        (host("a", slots=0, tokens_per_s=0.0, prompt_tokens_per_s=0.0), 0.02 + 500 / 400, "20 ms away"),
+    ],
+)
+def test_predictions(view: HostView, predicted_s: float, reason: str) -> None:
+    assert router().rank(WANTED, [view], 0.0) == [Ranked(view.node, pytest.approx(predicted_s), reason)]
+
+
+def test_what_a_host_still_holds_need_not_be_read_again() -> None:
+    by = router()
+    by.succeeded("b", "m", (1, 2), 0.0, prompt_tokens=400)
+    again = replace(WANTED, prefix=(1, 2, 3, 4))
+    ranked = by.rank(again, [host("a"), host("b")], 10.0)
+    assert ranked == [
+        Ranked("b", pytest.approx(0.02 + 0.1), "20 ms away, holds 400 of 500 tokens"),
+        Ranked("a", pytest.approx(0.02 + 0.5), "20 ms away"),
+    ]
+
+
+def test_a_conversation_leaves_a_host_where_it_would_wait_longer_than_reading_takes() -> None:
+    by = router()
+    by.succeeded("b", "m", (1, 2), 0.0, prompt_tokens=400)
+    again = replace(WANTED, prefix=(1, 2, 3, 4))
+    assert rank(host("a"), host("b", busy=2), wanted=again, now=10.0, by=by) == "ab"
+
+
+# --- the order ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hosts", "best"),
+    [
+        # 0.5 s here against 0.02 + 0.5: here.
+        ([HERE, host("a")], "h"),
+        # With a free slot here, another must be faster by half and by 0.25 s: 0.27 is not, 0.22 is.
+        ([HERE, host("a", prompt_tokens_per_s=2000.0)], "h"),
+        ([HERE, host("a", prompt_tokens_per_s=2500.0)], "a"),
+        # 1.78 s here with no slot free, 10 % off: 1.60 loses to 0.52, not to 1.62.
+        ([replace(HERE, busy=2), host("a")], "a"),
+        ([replace(HERE, busy=2), host("a", prompt_tokens_per_s=312.5)], "h"),
+        ([host("a", rtt_s=0.2), host("b", rtt_s=0.01)], "b"),
+        ([host("a", busy=2), host("b", rtt_s=0.5)], "b"),
+        # Strangers come after everyone who is trusted, however slow those are.
+        ([host("p", radius="public", rtt_s=0.0), host("a", busy=2, waiting=9)], "a"),
+    ],
+)
+def test_the_best_host(hosts: list[HostView], best: str) -> None:
+    assert rank(*hosts)[0] == best
+    assert rank(*reversed(hosts))[0] == best
+
+
+def test_the_rest_follow_by_prediction() -> None:
+    hosts = [host("a", rtt_s=0.4), host("b", rtt_s=0.2), host("p", radius="public"), HERE, host("c", busy=2)]
+    assert rank(*hosts) == "hbacp"
+
+
+def test_here_does_not_flap_while_another_is_about_as_fast() -> None:
+    """The remote speed wanders by 40 % about that of here."""
+    source = random.Random(5)
+    by = router()
+    for number in range(200):
+        speed = 1000 * source.uniform(0.6, 1.4)
+        assert rank(HERE, host("a", prompt_tokens_per_s=speed), now=float(number), by=by)[0] == "h"
+
+
+def test_equal_hosts_share_the_requests_of_many_gateways() -> None:
+    """Each gateway sees the same gossip and decides for itself."""
+    hosts = [host(node, rtt_s=0.02 + number / 1000) for number, node in enumerate("abcdefgh")]
+    chosen = Counter(rank(*hosts, by=router(seed))[0] for seed in range(400))
+    assert set(chosen) == set("abcdefgh")
+    assert max(chosen.values()) < 100  # 50 each, if it were exact
+
+
+def test_of_two_that_are_drawn_the_less_busy_goes_first() -> None:
+    hosts = [host("a", slots=4, busy=3), host("b", slots=4, busy=0)]
+    assert {rank(*hosts, by=router(seed)) for seed in range(50)} == {"ba"}
+
+
+def test_a_short_conversation_stays_with_its_host_among_equals() -> None:
+    wanted = Wanted("m", prompt_tokens=8, prefix=(1, 2))
+    for seed in range(50):
+        by = router(seed)
+        by.succeeded("c", "m", (1,), 0.0)
+        assert rank(host("a"), host("b"), host("c"), wanted=wanted, by=by)[0] == "c"
+
+
+# --- who is left out ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("view", "reason"),
+    [
+        (host("b", state="loading"), "loading"),
+        (host("b", state="failed"), "failed"),
+        (host("b", capabilities=("completion", "chat")), "cannot do tools"),
+        (host("b", capabilities=("embedding",)), "cannot do completion, tools"),
+        (host("b", context_length=512), "about 500 tokens do not fit into its context of 512"),
+    ],
+)
+def test_reasons_for_leaving_a_host_out(view: HostView, reason: str) -> None:
+    wanted = replace(WANTED, needs=frozenset({"tools", "completion"}))
+    fit = host("a", capabilities=("completion", "chat", "tools"))
+    assert router().rank(wanted, [view, fit], 0.0)[1:] == [Ranked("b", None, reason)]
+
+
+def test_what_is_not_known_excludes_nobody() -> None:
+    assert rank(host("a", context_length=0), wanted=replace(WANTED, needs=frozenset({"tools"}))) == "a"
+
+
+def test_when_the_prompt_seems_too_long_for_all_the_roomiest_decides() -> None:
+    wanted = replace(WANTED, prompt_tokens=9000)
+    assert rank(host("a", context_length=2048), host("b"), host("c", context_length=4096), wanted=wanted) == "b"
+    assert rank(host("a", state="loading"), host("b", state="restarting")) == ""
+    assert rank() == ""
+
+
+# --- what became of earlier requests --------------------------------------------------------------------------------
+
+
+def test_a_host_that_failed_goes_last_until_its_pause_is_over() -> None:
+    by = router()
+    hosts = [host("a"), host("b", rtt_s=0.5), host("c", rtt_s=0.7)]
+    by.failed("a", "m", 10.0)
+    assert by.rank(WANTED, hosts, 10.5)[2] == Ranked("a", pytest.approx(0.52), "1 failure, left alone for 0.5 s")
+    assert rank(*hosts, now=11.0, by=by) == "abc"
+
+
+def test_one_trial_after_the_pause_then_all_again() -> None:
+    by = router()
+    hosts = [host("a"), host("b", rtt_s=0.5)]
+    by.failed("a", "m", 10.0)
+    by.started("a", "m")
+    assert rank(*hosts, now=11.0, by=by) == "ba"
+    by.succeeded("a", "m", (), 11.2)
+    assert rank(*hosts, now=11.2, by=by) == "ab"
+
+
+def test_when_all_are_cooling_down_the_least_bad_is_offered() -> None:
+    by = router()
+    by.failed("b", "m", 10.0)
+    by.failed("a", "m", 10.4)
+    by.failed("b", "m", 11.0)  # a second time: two seconds
+    ranked = by.rank(WANTED, [host("a"), host("b")], 11.1)
+    assert [(entry.node, entry.predicted_s is None) for entry in ranked] == [("a", False), ("b", True)]
+    assert ranked[1].reason == "2 failures, left alone for 1.9 s"
+
+
+def test_a_host_that_cools_down_does_not_take_too_long_prompts_either() -> None:
+    by = router()
+    by.failed("a", "m", 10.0)
+    hosts = [host("a"), host("b", context_length=512)]
+    assert rank(*hosts, now=10.1, by=by) == "a"
+
+
+def test_own_requests_count_before_gossip_tells_of_them() -> None:
+    by = router()
+    hosts = [host("a"), host("b", rtt_s=0.3)]
+    chosen = ""
+    for _ in range(6):
+        best = rank(*hosts, by=by)[0]
+        by.started(best, "m")
+        chosen += best
+    assert chosen == "aabbab"  # two slots each; then the lines grow side by side
+    for node in "aab":
+        by.ended(node, "m")
+    assert rank(*hosts, by=by) == "ab"
+
+
+def test_an_end_without_a_beginning_is_our_own_fault() -> None:
+    with pytest.raises(ValueError, match="never started"):
+        router().ended("a", "m")
+
+
+def test_models_do_not_share_their_troubles() -> None:
+    by = router()
+    by.failed("a", "m", 0.0)
+    for _ in range(4):
+        by.started("a", "m")
+    assert rank(host("a"), host("b", rtt_s=0.5), wanted=replace(WANTED, model="other"), by=by) == "ab"
+
+
+VIEWS = st.builds(
+    HostView,
+    node=st.sampled_from("abcdefgh"),
+    here=st.booleans(),
+    rtt_s=st.none() | st.floats(0, 5),
+    slots=st.integers(0, 64),
+    busy=st.integers(0, 65535),
+    waiting=st.integers(0, 2**32),
+    context_length=st.integers(0, 2**32),
+    tokens_per_s=st.none() | st.floats(0, 1e6),
+    prompt_tokens_per_s=st.none() | st.floats(0, 1e6),
+    capabilities=st.sets(st.sampled_from(["completion", "chat", "tools"])),
+    state=st.sampled_from(["ready", "loading", "restarting", "failed"]),
+    radius=st.sampled_from(["local", "trusted", "public"]),
+)
+FAILURES = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.floats(0, 60)), max_size=8)
+
+
+@settings(max_examples=150)
+@given(st.lists(VIEWS, max_size=8, unique_by=lambda view: view.node), FAILURES, st.integers(0, 10**6))
+def test_whatever_peers_say_each_host_is_listed_once_and_a_ready_one_is_offered(
+    hosts: list[HostView], failures: list[tuple[str, float]], prompt_tokens: int
+) -> None:
+    by = router()
+    for node, at in sorted(failures, key=lambda entry: entry[1]):
+        by.failed(node, "m", at)
+    wanted = Wanted("m", frozenset({"tools"}), prompt_tokens)
+    ranked = by.rank(wanted, hosts, 60.0)
+    assert sorted(entry.node for entry in ranked) == sorted(view.node for view in hosts)
+    assert all(entry.reason for entry in ranked)
+    able = [view for view in hosts if view.state == "ready" and (not view.capabilities or "tools" in view.capabilities)]
+    assert bool(order(ranked)) == bool(able)
+
+
+def test_ten_hosts_are_ranked_in_well_under_a_millisecond() -> None:
+    """About 35 µs on a calm core; the bound leaves room for busy machines."""
+    by = router()
+    hosts = [host(node, busy=number % 4, capabilities=("completion",)) for number, node in enumerate("abcdefghij")]
+    by.succeeded("d", "m", tuple(range(40)), 0.0)
+    wanted = Wanted("m", frozenset({"completion"}), 3000, tuple(range(42)))
+    best_s = float("inf")
+    for _ in range(20):
+        begin = time.perf_counter()
+        for _ in range(20):
+            by.rank(wanted, hosts, 1.0)
+        best_s = min(best_s, (time.perf_counter() - begin) / 20)
+    assert best_s < 500e-6
+
+
+# --- the model that auto means --------------------------------------------------------------------------------------
+
+
+def model(size: int, **changes: Any) -> list[HostView]:
+    """A model of that many gigabytes on one host."""
+    return [replace(REMOTE, size_bytes=size * 10**9, capabilities=("completion", "chat"), **changes)]
+
+
+@pytest.mark.parametrize(
+    ("models", "best"),
+    [
+        ({"small": model(4), "large": model(20)}, "large"),
+        # Here counts fourfold: 4 x 4 beats 15, and 4 x 4 does not beat 17.
+        ({"small": model(4, here=True), "large": model(15)}, "small"),
+        ({"small": model(4, here=True), "large": model(17)}, "large"),
+        ({"small": model(4), "large": model(20, state="loading")}, "small"),
+        ({"small": model(4), "large": model(20, tokens_per_s=3.0)}, "small"),
+        ({"small": model(4), "large": model(20, tokens_per_s=None)}, "large"),
+        ({"slow": model(4, tokens_per_s=5.0), "slower": model(20, tokens_per_s=1.0)}, "slow"),
+        ({"small": model(4), "large": model(20, radius="public")}, "small"),
+        ({"small": model(4), "large": model(20, context_length=400)}, "small"),
+        ({"b": model(4), "a": model(4)}, "a"),
+        ({"none": [], "small": model(1)}, "small"),
+        ({"loading": model(1, state="loading")}, "loading"),
+        ({"base": [host("a", size_bytes=10**12, capabilities=("completion",))], "chat": model(1)}, "chat"),
+        ({"embedder": [host("a", size_bytes=10**12, capabilities=("embedding",))], "chat": model(1)}, "chat"),
+    ],
+)
+def test_the_model_that_auto_means(models: dict[str, list[HostView]], best: str) -> None:
+    wanted = replace(WANTED, needs=frozenset({"completion"}))
+    assert choose_model(models, wanted) == best
+    assert choose_model(dict(reversed(models.items())), wanted) == best
+
+
+def test_auto_for_vectors_means_a_model_that_makes_them() -> None:
+    models = {"chat": model(20), "embedder": [host("a", capabilities=("embedding",))]}
+    assert choose_model(models, Wanted("auto", frozenset({"embedding"}))) == "embedder"
+
+
+def test_load_and_distance_do_not_change_the_choice() -> None:
+    source = random.Random(3)
+    chosen = set()
+    for _ in range(100):
+        changes = {"rtt_s": source.random(), "busy": source.randrange(9), "waiting": source.randrange(9)}
+        chosen.add(choose_model({"a": model(4, **changes), "b": model(8)}, WANTED))
+    assert chosen == {"b"}
+
+
+def test_no_models_are_our_own_fault() -> None:
+    with pytest.raises(ValueError, match="no model"):
+        choose_model({}, WANTED)
