@@ -22,7 +22,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from meshnode.errors import HomeNotWritable, StateError
+from meshnode import durable
+from meshnode.errors import StateError
 
 NodeId = NewType("NodeId", bytes)
 """The 32 bytes of the public key."""
@@ -38,7 +39,7 @@ def short(node_id: NodeId) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The key of this node. The private half never leaves this object."""
+    """The key of this node. The private half leaves this object only for the TLS handshake."""
 
     _key: Ed25519PrivateKey
 
@@ -46,6 +47,11 @@ class Identity:
     def node_id(self) -> NodeId:
         """The public key."""
         return NodeId(self._key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+
+    @property
+    def private_key(self) -> Ed25519PrivateKey:
+        """The key itself, for the TLS handshake alone: everything else signs with `sign`."""
+        return self._key
 
     def sign(self, message: bytes) -> bytes:
         """A 64-byte signature (RFC 8032)."""
@@ -55,7 +61,7 @@ class Identity:
         return f"Identity({short(self.node_id)})"
 
 
-def verify(node_id: NodeId, signature: bytes, message: bytes) -> bool:
+def verify(node_id: bytes, signature: bytes, message: bytes) -> bool:
     """Whether `node_id` signed `message`. False for anything malformed."""
     try:
         Ed25519PublicKey.from_public_bytes(node_id).verify(signature, message)
@@ -70,12 +76,13 @@ def load_or_create(file: Path) -> Identity:
     Raises HomeNotWritable when it cannot be written, StateError for a file that is no key or that others may read.
     """
     try:
-        return _load(file)
+        return load(file)
     except FileNotFoundError:
-        return _create(file)
+        return create(file)
 
 
-def _load(file: Path) -> Identity:
+def load(file: Path) -> Identity:
+    """The identity kept in `file`. Raises FileNotFoundError, or StateError as `load_or_create`."""
     try:
         with file.open("rb") as opened:
             mode = stat.S_IMODE(os.fstat(opened.fileno()).st_mode)
@@ -98,24 +105,8 @@ def _load(file: Path) -> Identity:
     return Identity(key)
 
 
-def _create(file: Path) -> Identity:
+def create(file: Path) -> Identity:
+    """A new identity, kept in `file` in place of what is there. Raises HomeNotWritable."""
     key = Ed25519PrivateKey.generate()
-    text = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        partial.replace(file)
-        folder = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except OSError as reason:
-        partial.unlink(missing_ok=True)
-        raise HomeNotWritable(f"{file}: {reason.strerror}") from None
+    durable.write(file, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     return Identity(key)
