@@ -1,10 +1,16 @@
-"""Write meshnode/wire/registry.py from registry.toml: `python protocol/generate.py`.
+"""Write what follows from registry.toml and from the shapes of meshnode/wire: `python protocol/generate.py`.
 
-`--check` writes nothing and fails when the module is not what it would write.
+    meshnode/wire/registry.py    the numbers as Python
+    protocol/schema/*.json       JSON Schema of every message, statement and signed document
+    protocol/vectors/*.json      valid and invalid input for every decoder (cases_*.py)
+
+`--check` writes nothing and fails when a file is not what it would write.
 """
 
 from __future__ import annotations
 
+import importlib
+import json
 import sys
 import tomllib
 from pathlib import Path
@@ -28,10 +34,11 @@ ENUMS = {
     "close": ("Close", "Application close codes of a connection (RFC 9000, 20.2)."),
     "reset": ("Reset", "Application codes with which one stream is reset."),
 }
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def render(registry: dict[str, Any]) -> str:
-    """The text of the module."""
+def registry_module(registry: dict[str, Any]) -> str:
+    """The text of meshnode/wire/registry.py."""
     parts = [HEAD]
     parts += [f"{name.upper()}: Final = {value!r}\n".replace("'", '"') for name, value in registry["protocol"].items()]
     parts += [f"PORT_{name.upper()}: Final = {value}\n" for name, value in registry["ports"].items()]
@@ -64,14 +71,69 @@ def _number(section: str, value: Any) -> str:
     return f"0x{value['code']:X}" if section in ("close", "reset") else str(value)
 
 
+def schemas() -> dict[str, dict[str, Any]]:
+    """File name -> JSON Schema of every shape that travels by itself."""
+    from meshnode.wire import certificates, invites, messages, registry, statements
+    from meshnode.wire.schema import describe
+
+    numbered = {registry.MessageId(number): shape for number, shape in messages.MESSAGES.items()}
+    said = {registry.StatementKind(kind): shape for kind, shape in statements.BODIES.items()}
+    found = {f"message-{number.name.lower()}": (shape, {"id": int(number)}) for number, shape in numbered.items()}
+    found |= {f"statement-{kind.name.lower()}": (shape, {"kind": int(kind)}) for kind, shape in said.items()}
+    found["statement"] = (statements.Payload, {"purpose": statements.PURPOSE})
+    found["certificate"] = (certificates.Certificate, {"purpose": certificates.PURPOSE})
+    found["invite"] = (invites.Invite, {"purpose": invites.PURPOSE})
+    files = {}
+    for name, (shape, extra) in sorted(found.items()):
+        about = " ".join((shape.__doc__ or "").split())
+        files[f"{name}.json"] = {"$schema": DIALECT, "description": about, **extra, **describe(shape)}
+    return files
+
+
+def vectors() -> dict[str, str]:
+    """File name -> text of every file of vectors: one case a line, so that a change can be read."""
+    files: dict[str, dict[str, Any]] = {}
+    for module in ("cases_values", "cases_messages", "cases_signed", "cases_pairing"):
+        files |= importlib.import_module(module).files()
+    return {name: _case_by_case(content) for name, content in files.items()}
+
+
+def _case_by_case(content: dict[str, Any]) -> str:
+    lines = []
+    for key, value in content.items():
+        if isinstance(value, list):
+            cases = ",\n".join("    " + json.dumps(case) for case in value)
+            lines.append(f"  {json.dumps(key)}: [\n{cases}\n  ]")
+        else:
+            lines.append(f"  {json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def main() -> None:
-    """Write or check the module."""
-    text = render(tomllib.loads((HERE / "registry.toml").read_text("utf-8")))
-    if "--check" in sys.argv[1:]:
-        if MODULE.read_text("utf-8") != text:
-            sys.exit(f"{MODULE.name} is not what registry.toml says: run python protocol/generate.py")
-        return
-    MODULE.write_text(text, "utf-8")
+    """Write or check every file."""
+    check = "--check" in sys.argv[1:]
+    _settle({MODULE: registry_module(tomllib.loads((HERE / "registry.toml").read_text("utf-8")))}, check)
+    # From here on the new numbers count: the shapes import them.
+    sys.path.insert(0, str(HERE))
+    described = {name: json.dumps(schema, indent=2) + "\n" for name, schema in schemas().items()}
+    for folder, texts in (("schema", described), ("vectors", vectors())):
+        _settle({HERE / folder / name: text for name, text in texts.items()}, check)
+        gone = {file for file in (HERE / folder).glob("*.json") if file.name not in texts}
+        if gone and check:
+            sys.exit(f"protocol/{folder} has {sorted(file.name for file in gone)}, which nothing generates")
+        for file in gone:
+            file.unlink()
+
+
+def _settle(files: dict[Path, str], check: bool) -> None:
+    for file, text in files.items():
+        current = file.read_text("utf-8") if file.is_file() else None
+        if current == text:
+            continue
+        if check:
+            sys.exit(f"{file.name} is not what it follows from: run python protocol/generate.py")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, "utf-8")
 
 
 if __name__ == "__main__":

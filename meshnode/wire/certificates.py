@@ -1,8 +1,9 @@
 """Membership certificates: the key of a mesh, or one that it trusts to, vouches for the key of a node.
 
 A chain has at most three links. The mesh key signs the first certificate. One whose holder `may_invite` can sign
-others; and any holder can sign one for a key that `replaces` its own, with no more rights and no longer life. Clocks
-differ: a certificate begins two days before it was made, so that a slow clock locks nobody out. Protocol: 07-admission.
+others, with no role above its own; and any holder can sign one for a key that `replaces` its own, with no more rights
+and no longer life. A certificate counts only while those above it do. Clocks differ: a certificate begins two days
+before it was made, so that a slow clock locks nobody out. Protocol: 07-admission.
 """
 
 from __future__ import annotations
@@ -103,9 +104,13 @@ def _check_chain(signed: bytes, certificate: Certificate, now_s: float, verify: 
 def _check_rights(certificate: Certificate, authority: Certificate) -> None:
     if authority.mesh != certificate.mesh:
         raise WireError("the signer belongs to another mesh", Close.NOT_ADMITTED)
+    if certificate.node == authority.node:
+        raise WireError("a key vouches for itself", Close.NOT_ADMITTED)
     if certificate.replaces:
         more_rights = certificate.may_invite and not authority.may_invite
         if more_rights or certificate.role != authority.role or certificate.not_after > authority.not_after:
             raise WireError("a replacement has more rights than what it replaces", Close.NOT_ADMITTED)
     elif not authority.may_invite:
         raise WireError("the signer may not invite", Close.NOT_ADMITTED)
+    elif authority.role == Role.CLIENT and certificate.role != Role.CLIENT:
+        raise WireError("a client-only node can invite such nodes alone", Close.NOT_ADMITTED)

@@ -54,8 +54,11 @@ def to_text(signed: bytes) -> str:
 
 
 def to_bytes(text: str) -> bytes:
-    """The signed bytes in a pasted text; spaces and case do not matter. Raises WireError."""
-    bare = "".join(text[: 2 * LIMIT_INVITE_CHARS].split()).lower()
+    """The signed bytes in a pasted text; white space and case do not matter. Raises WireError."""
+    bare = "".join(text[: 2 * LIMIT_INVITE_CHARS].split())
+    if not bare.isascii():
+        raise WireError("an invite has no such characters", Close.INVITE_INVALID)
+    bare = bare.lower()
     if not bare.startswith(INVITE_PREFIX) or not len(INVITE_PREFIX) < len(bare) <= LIMIT_INVITE_CHARS:
         raise WireError("not an invite", Close.INVITE_INVALID)
     digits = bare[len(INVITE_PREFIX) :].upper()

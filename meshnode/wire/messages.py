@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from meshnode.wire import schema
 from meshnode.wire.address import Address
 from meshnode.wire.registry import (
     LIMIT_ADDRESSES,
@@ -24,11 +25,10 @@ from meshnode.wire.registry import (
     MessageId,
     Role,
 )
-from meshnode.wire.schema import MAX_U8, MAX_U16, MAX_U32, Bytes, Flag, ListOf, Nested, Text, UInt, Where, member, pack
-from meshnode.wire.schema import unpack as unpack_shape
+from meshnode.wire.schema import MAX_U8, MAX_U16, MAX_U32, Bytes, Flag, ListOf, Nested, Text, UInt, Where, member
 from meshnode.wire.signed import KEY_BYTES
 from meshnode.wire.statements import STATEMENT_ID_BYTES, Coordinate
-from meshnode.wire.values import WireError, decode, encode
+from meshnode.wire.values import WireError, decode
 
 BUCKETS = 256
 DIGEST_BYTES = BUCKETS * 8
@@ -117,7 +117,7 @@ class Bucket:
     """The ids that I hold in the buckets that differ: `ids` of all of them, one after the other."""
 
     indexes: bytes = member(0, Bytes(1, BUCKETS))
-    ids: bytes = member(2, Bytes(0, LIMIT_IHAVE_IDS * STATEMENT_ID_BYTES))
+    ids: bytes = member(2, Bytes(0, LIMIT_IHAVE_IDS * STATEMENT_ID_BYTES, STATEMENT_ID_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +291,7 @@ def message_id(message: Any) -> int:
 
 def encode_message(message: Any) -> bytes:
     """The body of its frame. Raises WireError for a member out of its bounds."""
-    return encode(pack(message))
+    return schema.write(message)
 
 
 def decode_message(number: int, body: bytes) -> Any:
@@ -300,5 +300,6 @@ def decode_message(number: int, body: bytes) -> Any:
     if shape is None:
         if number % 2 == 0:
             raise WireError(f"unknown message {number}")
+        decode(body, limit_bytes=LIMIT_FRAME_BYTES)
         return None
-    return unpack_shape(shape, decode(body, limit_bytes=LIMIT_FRAME_BYTES))
+    return schema.read(shape, body, limit_bytes=LIMIT_FRAME_BYTES)

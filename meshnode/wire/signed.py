@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from meshnode.wire.schema import pack, unpack
-from meshnode.wire.values import WireError, decode, encode
+from meshnode.wire import schema
+from meshnode.wire.values import WireError
 
 Sign = Callable[[bytes], bytes]
 """Message to signature of 64 bytes."""
@@ -32,7 +32,7 @@ def purposed(purpose: str, payload: bytes) -> bytes:
 
 def seal(purpose: str, value: Any, sign: Sign) -> bytes:
     """Signature and payload of a shape."""
-    payload = encode(pack(value))
+    payload = schema.write(value)
     return sign(purposed(purpose, payload)) + payload
 
 
@@ -45,7 +45,7 @@ def payload_of(signed: bytes) -> bytes:
 
 def open_payload(shape: type[T], signed: bytes, *, limit_bytes: int) -> T:
     """The value of the payload; its signature has yet to be checked. Raises WireError."""
-    return unpack(shape, decode(payload_of(signed), limit_bytes=limit_bytes, canonical=True))
+    return schema.read(shape, payload_of(signed), limit_bytes=limit_bytes)
 
 
 def is_signed_by(key: bytes, purpose: str, signed: bytes, verify: Verify) -> bool:

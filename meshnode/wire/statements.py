@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
+from meshnode.wire import schema
 from meshnode.wire.address import Address
 from meshnode.wire.registry import (
     LIMIT_ADDRESSES,
@@ -39,11 +40,9 @@ from meshnode.wire.schema import (
     UInt,
     Where,
     member,
-    pack,
-    unpack,
 )
 from meshnode.wire.signed import KEY_BYTES, SIGNATURE_BYTES, Sign, Verify, is_signed_by, open_payload, seal
-from meshnode.wire.values import WireError, decode, encode
+from meshnode.wire.values import WireError, decode
 
 PURPOSE = "statement"
 STATEMENT_ID_BYTES = 10
@@ -182,7 +181,9 @@ _KINDS = {shape: kind for kind, shape in BODIES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class _Payload:
+class Payload:
+    """What is signed: `body` holds the canonical bytes of the shape that `kind` names."""
+
     kind: int = member(0, UInt(MAX_U16))
     origin: bytes = member(2, Bytes(KEY_BYTES, KEY_BYTES))
     incarnation: int = member(4, UInt(MAX_U63))
@@ -212,14 +213,14 @@ class Statement:
 
 
 def statement_id(signed: bytes) -> bytes:
-    """The name of a statement: 10 bytes of BLAKE2s (RFC 7693) over all of it."""
-    return hashlib.blake2s(signed, digest_size=STATEMENT_ID_BYTES).digest()
+    """The name of a statement: the first 10 bytes of SHA-256 over all of it, signature included."""
+    return hashlib.sha256(signed).digest()[:STATEMENT_ID_BYTES]
 
 
 def make(body: Any, *, origin: bytes, incarnation: int, number: int, sign: Sign) -> Statement:
     """Sign a statement. Raises WireError when it would be too large."""
     kind = _KINDS[type(body)]
-    signed = seal(PURPOSE, _Payload(kind, origin, incarnation, number, encode(pack(body))), sign)
+    signed = seal(PURPOSE, Payload(kind, origin, incarnation, number, schema.write(body)), sign)
     if len(signed) > LIMIT_STATEMENT_BYTES:
         raise WireError(f"a statement of {len(signed)} bytes, at most {LIMIT_STATEMENT_BYTES}")
     return Statement(kind, origin, incarnation, number, body, signed, statement_id(signed))
@@ -229,12 +230,15 @@ def read(signed: bytes) -> Statement:
     """The statement in these bytes; its signature has yet to be checked with `is_genuine`. Raises WireError."""
     if len(signed) > LIMIT_STATEMENT_BYTES:
         raise WireError(f"a statement of {len(signed)} bytes, at most {LIMIT_STATEMENT_BYTES}")
-    payload = open_payload(_Payload, signed, limit_bytes=LIMIT_STATEMENT_BYTES)
+    payload = open_payload(Payload, signed, limit_bytes=LIMIT_STATEMENT_BYTES)
     shape = BODIES.get(payload.kind)
     if shape is None and payload.kind % 2 == 0:
         raise WireError(f"unknown kind of statement {payload.kind}")
-    plain = decode(payload.body, limit_bytes=LIMIT_STATEMENT_BYTES)
-    body = None if shape is None else unpack(shape, plain)
+    if shape is None:
+        decode(payload.body, limit_bytes=LIMIT_STATEMENT_BYTES)
+        body = None
+    else:
+        body = schema.read(shape, payload.body, limit_bytes=LIMIT_STATEMENT_BYTES)
     return Statement(
         payload.kind,
         payload.origin,

@@ -3,7 +3,7 @@
 Allowed are nil, booleans, integers of 64 bits, byte strings, UTF-8 texts, arrays, and maps whose keys are integers
 from 0 to 65535. There are no floats (units are chosen so that integers do), no extension types, no other keys. The
 canonical form has the shortest encoding of every value and map keys in ascending order, so equal values are equal
-bytes; it is demanded of everything that is signed. See protocol/02-framing.md.
+bytes; a reader refuses every other form. See protocol/02-framing.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from meshnode.wire.registry import Close
 
 MAX_DEPTH = 8
 MAX_KEY = 0xFFFF
+MAX_ITEMS = 4096
+MAX_MEMBERS = 64
+
+_SCALARS = frozenset((int, bytes, str, bool, type(None)))
 
 
 class WireError(Exception):
@@ -36,81 +40,91 @@ def encode(value: Any) -> bytes:
     return packed
 
 
-def decode(data: bytes, *, limit_bytes: int, canonical: bool = False) -> Any:
-    """The value in `data`, all of it. Raises WireError for anything malformed, larger than the limit, or, with
-    `canonical`, for bytes that `encode` would have written differently.
+def decode(data: bytes, *, limit_bytes: int) -> Any:
+    """The value in `data`, all of it. Raises WireError for anything malformed, not canonical, or above the limit."""
+    value = parse(data, limit_bytes=limit_bytes)
+    check(value, 0)
+    return value
+
+
+def parse(data: bytes, *, limit_bytes: int) -> Any:
+    """The half of `decode` that costs little: `check`, or a schema, has yet to judge types, keys and depth.
+
+    Raises WireError. What it returns is made of msgpack's types, floats and timestamps among them.
     """
     if len(data) > limit_bytes:
         raise WireError(f"{len(data)} bytes, at most {limit_bytes}")
     try:
+        # A header may claim far more items than follow, and msgpack makes room for them at once, at every level.
         value = msgpack.unpackb(
             data,
             raw=False,
             strict_map_key=False,
-            use_list=True,
-            object_pairs_hook=_pairs,
             ext_hook=_no_extension,
+            max_array_len=min(MAX_ITEMS, len(data)),
+            max_map_len=MAX_MEMBERS,
         )
+        # Equal bytes mean shortest forms and no key twice. The order of keys is still to be seen: a dict keeps it.
+        same = msgpack.packb(value, use_bin_type=True) == data
     except WireError:
         raise
-    except Exception as reason:  # msgpack raises many kinds, ValueError and its own tree among them
+    except Exception as reason:  # msgpack raises many kinds, ValueError, TypeError and its own tree among them
         raise WireError(f"not a value: {type(reason).__name__}") from None
-    _check(value, 0)
-    if canonical and encode(value) != data:
+    if not same:
         raise WireError("not in canonical form")
     return value
 
 
-def _pairs(pairs: list[tuple[Any, Any]]) -> dict[int, Any]:
-    found: dict[int, Any] = {}
-    for key, value in pairs:
-        if type(key) is not int or not 0 <= key <= MAX_KEY:
-            raise WireError("a map key is not a small integer")
-        if key in found:
-            raise WireError("a map key appears twice")
-        found[key] = value
-    return found
+def check(value: Any, depth: int) -> None:
+    """Raise WireError for a parsed value that is not exchanged; `depth` counts the containers around it."""
+    kind = type(value)
+    if kind in _SCALARS:
+        return
+    if kind is not list and kind is not dict:
+        raise WireError(f"values of type {kind.__name__} are not exchanged")
+    deep(depth)
+    if kind is dict:
+        last = -1
+        for key in value:
+            last = follow(key, last)
+        value = value.values()
+    for item in value:
+        check(item, depth + 1)
+
+
+def follow(key: Any, last: int) -> int:
+    """`key`, if it may come after the key `last` of a map (-1: it is the first). Raises WireError."""
+    if type(key) is not int or not 0 <= key <= MAX_KEY:
+        raise WireError("a map key is not a small integer")
+    if key <= last:
+        raise WireError("map keys are not in ascending order")
+    return key
+
+
+def deep(depth: int) -> None:
+    """Raise WireError for a container with `depth` others around it, if these are too many."""
+    if depth >= MAX_DEPTH:
+        raise WireError("nested too deeply")
 
 
 def _no_extension(code: int, _: bytes) -> Any:
     raise WireError(f"extension type {code}")
 
 
-def _check(value: Any, depth: int) -> None:
-    kind = type(value)
-    if kind is int or kind is bytes or kind is str or kind is bool or value is None:
-        return
-    if depth >= MAX_DEPTH:
-        raise WireError("nested too deeply")
-    if kind is list:
-        for item in value:
-            _check(item, depth + 1)
-    elif kind is dict:
-        for item in value.values():
-            _check(item, depth + 1)
-    else:
-        raise WireError(f"values of type {kind.__name__} are not exchanged")
-
-
 def _ordered(value: Any, depth: int) -> Any:
     kind = type(value)
     if kind is dict:
-        _deep(depth)
-        if any(type(key) is not int or not 0 <= key <= MAX_KEY for key in value):
-            raise WireError("a map key is not a small integer")
+        deep(depth)
+        if len(value) > MAX_MEMBERS or any(type(key) is not int or not 0 <= key <= MAX_KEY for key in value):
+            raise WireError("a map has too many keys, or one that is not a small integer")
         return {key: _ordered(value[key], depth + 1) for key in sorted(value)}
     if kind is list or kind is tuple:
-        _deep(depth)
+        deep(depth)
+        if len(value) > MAX_ITEMS:
+            raise WireError(f"an array of {len(value)} items, at most {MAX_ITEMS}")
         return [_ordered(item, depth + 1) for item in value]
-    if value is None or kind in (int, bool, bytes, str):
+    if kind in _SCALARS:
         return value
     if isinstance(value, int):
         return int(value)
-    if isinstance(value, bytes):
-        return bytes(value)
     raise WireError(f"values of type {kind.__name__} are not exchanged")
-
-
-def _deep(depth: int) -> None:
-    if depth >= MAX_DEPTH:
-        raise WireError("nested too deeply")

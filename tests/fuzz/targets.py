@@ -1,0 +1,215 @@
+"""One entry point for every decoder of what peers send: bytes in; a value, or the refusal that is meant for bad ones.
+
+Anything else that happens is a finding. Each entry point also asks for what must hold of what it accepted. They are
+called by test_decoders.py (kept inputs and seeded mutations) and by guided.py (atheris, for minutes or hours).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from meshnode.core.effects import Send
+from meshnode.core.events import PeerUp, Received, TimerFired
+from meshnode.core.membership import TIMER, Membership
+from meshnode.discovery.pairing import PairingRefused, parse_code
+from meshnode.identity import Identity, verify
+from meshnode.mesh.control import datagram_of, message_in
+from meshnode.mesh.tunnel_request import END_OF_HEAD, Refusal, judge
+from meshnode.wire import certificates, invites, statements
+from meshnode.wire.address import Address
+from meshnode.wire.frames import HEADER_BYTES, FrameReader, decode_stream_header, encode_frame, encode_stream_header
+from meshnode.wire.messages import decode_message, encode_message, message_id
+from meshnode.wire.registry import LIMIT_FRAME_BYTES, Close, Role
+from meshnode.wire.values import WireError, decode, encode
+
+MESH = Identity(Ed25519PrivateKey.from_private_bytes(b"\1" * 32)).node_id
+ADMITTED = frozenset({("POST", "/v1/chat/completions"), ("POST", "/tokenize")})
+NEIGHBOURS = (b"\2" * 32, b"\3" * 32)
+MOST_BYTES = 8192
+REFUSALS = {Close.PROTOCOL_ERROR, Close.NOT_ADMITTED, Close.WRONG_MESH, Close.CERTIFICATE_EXPIRED, Close.INVITE_INVALID}
+
+
+def value(data: bytes) -> None:
+    """Whatever is accepted has one form only."""
+    found = decode(data, limit_bytes=LIMIT_FRAME_BYTES)
+    assert encode(found) == data
+
+
+def address(data: bytes) -> None:
+    """Packed addresses, or texts; each form leads back to the same."""
+    try:
+        found = Address.from_bytes(data)
+    except ValueError:
+        try:
+            found = Address.parse(data.decode("utf-8", "replace"))
+        except ValueError as reason:
+            raise WireError(str(reason)) from None
+    else:
+        assert found.to_bytes() == data
+    assert Address.parse(str(found)) == found
+
+
+def frames(data: bytes) -> None:
+    """The first byte says how the rest is cut into pieces: the pieces make no difference."""
+    size, rest = 1 + data[0] if data else 1, data[1:]
+    pieces, whole = FrameReader(), FrameReader()
+    found: list[tuple[int, bytes]] = []
+    try:
+        for at in range(0, len(rest), size):
+            found += pieces.feed(rest[at : at + size])
+    finally:
+        expected: list[tuple[int, bytes]] = []
+        try:
+            expected += whole.feed(rest)
+        except WireError:
+            pass
+        else:
+            assert expected == found
+            assert pieces.waiting_bytes == whole.waiting_bytes
+            again = b"".join(encode_frame(number, body) for number, body in found)
+            assert rest == again + rest[len(again) :]
+
+
+def stream_header(data: bytes) -> None:
+    """Five bytes, no more and no fewer."""
+    kind, size = decode_stream_header(data)
+    assert encode_stream_header(kind, bytes(size))[:HEADER_BYTES] == data
+
+
+def message(data: bytes) -> None:
+    """Two bytes of id, then the body."""
+    number = int.from_bytes(data[:2], "big")
+    found = decode_message(number, data[2:])
+    if found is None:
+        assert number % 2
+        return
+    assert message_id(found) == number
+    assert decode_message(number, encode_message(found)) == found
+
+
+def statement(data: bytes) -> None:
+    """Read, then ask for the signature."""
+    found = statements.read(data)
+    assert found.signed == data
+    statements.is_genuine(found, verify)
+
+
+def certificate(data: bytes) -> None:
+    """Against the mesh and node that it claims itself, so that the chain is looked at."""
+    claimed = certificates.read(data)
+    found = certificates.check(data, mesh=claimed.mesh, node=claimed.node, now_s=claimed.not_after, verify=verify)
+    assert found == claimed
+    assert len(certificates.replaced_keys(data)) < certificates.MAX_CHAIN
+
+
+def certificate_chain(data: bytes) -> None:
+    """With every signature accepted: nothing but the rules of chains stands in the way."""
+    claimed = certificates.read(data)
+    certificates.check(data, mesh=claimed.mesh, node=claimed.node, now_s=claimed.not_after, verify=lambda *_: True)
+    assert claimed.node not in certificates.replaced_keys(data)[:1]
+
+
+def invite(data: bytes) -> None:
+    """As bytes, as they come in a HELLO, and as the text that a person pastes."""
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError:
+        text = ""
+    try:
+        signed = invites.to_bytes(text)
+    except WireError as error:
+        assert error.code is Close.INVITE_INVALID
+        signed = data
+    invites.read(signed, verify)
+
+
+def datagram(data: bytes) -> None:
+    """A message as it comes in a QUIC DATAGRAM."""
+    found = message_in(data)
+    assert found is None or message_in(datagram_of(found)) == found
+
+
+def membership(data: bytes) -> None:
+    """Frames of a neighbour, one a second, to the membership machine; every signature counts as good.
+
+    The machine never raises, and whatever it sends can be encoded.
+    """
+    machine = Membership(
+        node=MESH,
+        incarnation=1,
+        sign=lambda message: bytes(64),
+        verify=lambda *_: True,
+        admit=lambda _: Role.MEMBER,
+        random=random.Random(1),
+        now=0.0,
+    )
+    effects = machine.handle(PeerUp(NEIGHBOURS[0], 0.01), 0.0) + machine.handle(PeerUp(NEIGHBOURS[1], None), 0.1)
+    now, accepted = 1.0, False
+    for number, body in FrameReader().feed(data[:MOST_BYTES]):
+        found = decode_message(number, body)
+        effects += machine.handle(Received(NEIGHBOURS[int(now) % 2], found), now)
+        effects += machine.handle(TimerFired(TIMER), now + 0.5)
+        now, accepted = now + 1, True
+    machine.snapshot()
+    for effect in effects:
+        if isinstance(effect, Send):
+            assert len(encode_message(effect.message)) <= LIMIT_FRAME_BYTES - 2
+    if not accepted:
+        raise WireError("no frame")
+
+
+def http_head(data: bytes) -> None:
+    """The head of a request that a peer sends through a tunnel."""
+    try:
+        head = judge(data + END_OF_HEAD, begun=b"", admitted=ADMITTED)
+    except Refusal as refusal:
+        assert 400 <= refusal.status < 500
+        assert json.loads(refusal.body())["error"]["message"]
+        raise WireError("refused") from None
+    assert (head.method, head.path) in ADMITTED
+    assert data.startswith(f"{head.method} {head.path} HTTP/1.1\r\n".encode())
+    assert head.request_id.isascii()
+
+
+def pairing_code(data: bytes) -> None:
+    """What a person types at a machine that is to be paired."""
+    text = data.decode("utf-8", "replace")
+    try:
+        code = parse_code(text)
+    except PairingRefused:
+        raise WireError("refused") from None
+    assert parse_code(str(code)) == code
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    target.__name__: target
+    for target in (
+        value,
+        address,
+        frames,
+        stream_header,
+        message,
+        statement,
+        certificate,
+        certificate_chain,
+        invite,
+        datagram,
+        membership,
+        http_head,
+        pairing_code,
+    )
+}
+
+
+def run(name: str, data: bytes) -> bool:
+    """Whether the decoder accepted the input. Any exception is a finding."""
+    try:
+        TARGETS[name](data)
+    except WireError as error:
+        assert error.code in REFUSALS
+        return False
+    return True
