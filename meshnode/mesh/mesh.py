@@ -1,0 +1,426 @@
+"""A node in its mesh: one endpoint, the sessions over it, the part this node plays, and the tunnels in both directions.
+
+    net.Endpoint ── links ──> Sessions ── admitted peers, messages ──> Part (MemberPart or ClientPart)
+         └──────── streams ─> StreamDispatch ── HTTP ──> TunnelServer ──> answer
+    api.upstream <── Mesh.http(peer) ── a session (Reach), and a stream over it
+
+This module wires the parts and orders their beginning and their end; it decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from time import monotonic
+from typing import Any, Literal
+
+from meshnode.core.effects import MembershipSnapshot
+from meshnode.errors import AlreadyInMesh, MeshnodeError, NotInMesh, StateError
+from meshnode.identity import Identity, NodeId
+from meshnode.mesh.favours import Favours
+from meshnode.mesh.options import MeshLimits, MeshOptions
+from meshnode.mesh.part import Part
+from meshnode.mesh.presence import Presence
+from meshnode.mesh.reach import Reach
+from meshnode.mesh.sessions import Peer, Sessions
+from meshnode.mesh.streams import StreamDispatch
+from meshnode.mesh.taking_part import make_part
+from meshnode.mesh.tunnel import Answer, TunnelServer, open_tunnel
+from meshnode.mesh.upkeep import Upkeep
+from meshnode.mesh.vault import Vault
+from meshnode.net.endpoint import Endpoint
+from meshnode.net.link import Link
+from meshnode.net.stream import MeshStream
+from meshnode.telemetry import LOG
+from meshnode.wire.address import Address
+from meshnode.wire.frames import encode_stream_header
+from meshnode.wire.invites import Invite
+from meshnode.wire.registry import CLOSE_TEXTS, Close, Role, StreamType
+from meshnode.wire.statements import Device, Offer, Wish
+
+State = Literal["joining", "alone", "joined"]
+PairStream = Callable[[MeshStream, bytes], Awaitable[None]]
+"""Serves a pairing: the stream and its header."""
+
+TUNNEL_DIAL_S = 3.0
+NEWS_S = 0.1
+"""`changed` is called no more often than that."""
+FAREWELL_S = 0.3
+
+
+class Mesh:
+    """See the module. `await Mesh.start(...)`, and `close` at the end."""
+
+    def __init__(
+        self,
+        vault: Vault,
+        identity: Identity,
+        role: Role,
+        options: MeshOptions,
+        limits: MeshLimits,
+        tunnel: TunnelServer,
+        pair: PairStream | None,
+        changed: Callable[[], None],
+        counters: Counter[str],
+    ) -> None:
+        self._vault = vault
+        self._identity = identity
+        self._node = identity.node_id
+        self._role = role
+        self._limits = limits
+        self._tunnel = tunnel
+        self._pair = pair
+        self._changed = changed
+        self._counters = counters
+        self._presence = Presence(vault, role, options)
+        self._sessions = Sessions(
+            vault,
+            self,
+            hello=lambda: None if self._part is None else self._presence.hello(),
+            kept=lambda node: self._endpoint.link(NodeId(node)),
+            name=options.name,
+            software=options.software,
+            counters=counters,
+            limits=limits.sessions,
+        )
+        self._dispatch = StreamDispatch(
+            {
+                StreamType.CONTROL: self._sessions.control_opened,
+                StreamType.HTTP: self._serve_http,
+                **({StreamType.PAIR: self._serve_pairing} if pair is not None else {}),
+            },
+            admission=self._sessions.admitted,
+            offend=self._sessions.offend,
+            counters=counters,
+            limits=limits.streams,
+        )
+        self._reach = Reach(self._node, vault, self._sessions, lambda: self._presence.addresses)
+        self._favours = Favours(
+            vault, measure=self._measure, send=self._send, renewed=self._identify, counters=counters
+        )
+        self._part: Part | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._news: asyncio.TimerHandle | None = None
+        self._said_at = 0.0
+        self._closed = False
+        self._endpoint: Endpoint
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    @classmethod
+    async def start(
+        cls,
+        *,
+        vault: Vault,
+        identity: Identity,
+        role: Role,
+        options: MeshOptions,
+        answer: Answer,
+        admitted: Collection[tuple[str, str]],
+        changed: Callable[[], None] = lambda: None,
+        pair: PairStream | None = None,
+        limits: MeshLimits | None = None,
+    ) -> Mesh:
+        """Open the port, and return to the mesh of the vault, if it has one.
+
+        `answer` serves the HTTP requests of peers, of which only the (method, path) in `admitted` reach it. `changed`
+        is called from the loop when members, links or addresses have changed. Raises PortInUse, StateError,
+        NetworkError.
+        """
+        bounds = limits or MeshLimits()
+        counters: Counter[str] = Counter()
+        tunnel = TunnelServer(answer, admitted=admitted, limits=bounds.tunnel, counters=counters)
+        mesh = cls(vault, identity, role, options, bounds, tunnel, pair, changed, counters)
+        mesh._endpoint = mesh._reach.endpoint = await Endpoint.open(
+            identity, mesh, host=options.host, port=options.port, options=bounds.endpoint
+        )
+        mesh._presence.bound = mesh._endpoint.address
+        try:
+            await mesh._presence.refresh()
+            if vault.credentials is not None:
+                await mesh.enter()
+        except BaseException:
+            await mesh.close()
+            raise
+        return mesh
+
+    async def enter(self) -> None:
+        """Begin to take part in the mesh that the vault belongs to. Raises NotInMesh, StateError, HomeNotWritable."""
+        credentials = self._vault.credentials
+        if credentials is None:
+            raise NotInMesh()
+        if self._part is not None:
+            return
+        if credentials.role is Role.CLIENT and self._role is Role.MEMBER:
+            raise StateError("this home belongs to its mesh as a client-only node", fix="add --client")
+        self._tunnel.refuse_new(False)
+        self._reach.open_book()
+        self._part = self._reach.part = await make_part(
+            self._role,
+            vault=self._vault,
+            identity=self._identity,
+            sessions=self._sessions,
+            reach=self._reach,
+            changed=self._news_came,
+            counters=self._counters,
+            options=self._limits.membership,
+        )
+        self._identify()
+        self._start(self._reach.run())
+        self._start(self._upkeep(self._part).run())
+        self._news_came()
+
+    async def join(self, invite: Invite, token: bytes) -> None:
+        """Become a member with an invite, and take part. Does nothing in the mesh of the invite.
+
+        Raises InviteInvalid with the reason, PeerUnreachable naming the addresses that were tried, PeerRefused,
+        WrongPeer, AlreadyInMesh, HomeNotWritable.
+        """
+        mine = self._vault.credentials
+        if mine is not None and mine.mesh != invite.mesh:
+            raise AlreadyInMesh(mine.mesh_name)
+        if self._part is not None:
+            return
+        hello = self._presence.hello(mesh=invite.mesh, invite=token)
+        assert hello is not None, "an invite is a proof"
+        link = await self._reach.dial(invite.issuer, invite.addresses)
+        session = await self._sessions.join(link, hello, invite.mesh_name)
+        await self.enter()
+        self._sessions.adopt(session)
+        await self._sessions.admitted(link)
+
+    async def leave(self) -> None:
+        """Leave for good: a signed farewell, streams handed over, links closed. The vault is the caller's to clear."""
+        await self._farewell(0.0)
+        await self._stop_part()
+        for peer in self._sessions.peers:
+            peer.link.close(Close.DONE)
+
+    async def close(self, *, drain_s: float = 0.0) -> None:
+        """Stop, as a planned leave: nobody routes here any more, answers have `drain_s` to finish, the rest is handed
+        over.
+        """
+        await self._farewell(drain_s)
+        try:
+            await self._reach.remember()
+        except MeshnodeError as reason:
+            LOG.warning("the address book could not be written: %s", reason)
+        await self._stop_part()
+        await self._favours.close()
+        await self._dispatch.close()
+        await self._endpoint.close(Close.DONE)
+        await self._sessions.close()
+        self._closed = True
+        if self._news is not None:
+            self._news.cancel()
+
+    async def _farewell(self, drain_s: float) -> None:
+        self._tunnel.refuse_new()
+        await self._stop_tasks()
+        if self._part is not None:
+            await self._part.leave()
+        if drain_s > 0:
+            await self._tunnel.drained(drain_s)
+        if self._tunnel.running:
+            self._tunnel.hand_over()
+            await self._tunnel.drained(FAREWELL_S)
+            await self._sessions.flush(FAREWELL_S)
+
+    async def _stop_part(self) -> None:
+        part, self._part, self._reach.part = self._part, None, None
+        if part is not None:
+            await part.close()
+
+    # --- what the composer uses -------------------------------------------------------------------------------------
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """What others can dial."""
+        return self._presence.addresses
+
+    @property
+    def state(self) -> State:
+        """Whether peers are linked; if not, whether there is anybody to look for."""
+        if self._part is not None and self._sessions.peers:
+            return "joined"
+        return "joining" if self._part is not None and self._reach.candidates() else "alone"
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Sums since the start, of all parts."""
+        traffic = dataclasses.asdict(self._endpoint.counters)
+        return {**traffic, **self._counters, "http_running": self._tunnel.running, "links": len(self._sessions.peers)}
+
+    def publish(self, *, devices: Sequence[Device], models: Sequence[Offer]) -> None:
+        """What this node has and serves."""
+        if self._part is not None:
+            self._part.publish(devices, models)
+
+    def publish_demand(self, wishes: Sequence[Wish]) -> None:
+        """What is asked for at this node."""
+        if self._part is not None:
+            self._part.publish_demand(wishes)
+
+    def members(self) -> MembershipSnapshot:
+        """The mesh as it is known here: the same object until something may have changed."""
+        if self._part is None:
+            return MembershipSnapshot(node=self._node, members={})
+        return self._part.members()
+
+    def address_of(self, node: bytes) -> Address | None:
+        """Where a linked peer is; None for others."""
+        peer = self._sessions.get(node)
+        return None if peer is None else peer.link.address
+
+    def http(self, peer: bytes) -> Callable[[], Awaitable[MeshStream]]:
+        """What opens an HTTP stream to a peer, dialling it if there is no link. The result raises OSError."""
+
+        async def connect() -> MeshStream:
+            try:
+                found = await self._reach.session(peer, timeout_s=TUNNEL_DIAL_S)
+            except MeshnodeError as reason:
+                raise ConnectionError(str(reason)) from None
+            return open_tunnel(found.link)
+
+        return connect
+
+    async def ping(self, peer: bytes, count: int) -> list[float]:
+        """Round trips to a peer in seconds, dialling it if need be. Raises PeerUnreachable, PeerRefused."""
+        found = await self._reach.session(peer)
+        return [await found.link.echo() for _ in range(count)]
+
+    async def rtt_between(self, peer: bytes, node: bytes) -> float | None:
+        """The round trip between two others in seconds, measured now; None when either does not answer."""
+        try:
+            await self._reach.session(peer)
+        except MeshnodeError:
+            return None
+        return await self._favours.measured_by(peer, node)
+
+    async def open_pairing(self, addresses: Sequence[Address]) -> MeshStream:
+        """A stream for pairing to whoever is at these addresses; its header is written.
+
+        Raises PeerUnreachable, PeerRefused, OSError.
+        """
+        link = await self._reach.dial(None, addresses)
+        stream = link.open_stream()
+        stream.write(encode_stream_header(StreamType.PAIR, b""))
+        return stream
+
+    # --- net.Handler ------------------------------------------------------------------------------------------------
+
+    def link_up(self, link: Link) -> None:
+        """A link has proven keys."""
+        self._reach.linked(link)
+        self._sessions.link_up(link)
+
+    def link_down(self, link: Link, code: int, reason: str) -> None:
+        """A link has ended."""
+        if code in (Close.CERTIFICATE_EXPIRED, Close.NOT_ADMITTED, Close.SUPERSEDED):
+            LOG.warning("%s closed the connection: %s", link.peer.hex()[:10], CLOSE_TEXTS[code])
+        self._dispatch.forget(link)
+        self._sessions.link_down(link)
+
+    def stream_opened(self, stream: MeshStream) -> None:
+        """A peer opened a stream."""
+        self._dispatch.opened(stream)
+
+    def datagram(self, link: Link, data: bytes) -> None:
+        """An unreliable message."""
+        self._sessions.datagram(link, data)
+
+    def link_silent(self, link: Link, silent: bool) -> None:
+        """Nothing is heard of a peer any more, or something again."""
+        peer = self._sessions.get(link.peer)
+        if self._part is not None and peer is not None and peer.link is link:
+            self._part.silent(link.peer, silent)
+
+    # --- sessions.Listener ------------------------------------------------------------------------------------------
+
+    def peer_up(self, peer: Peer) -> None:
+        """A peer was admitted."""
+        self._reach.admitted(peer)
+        if peer.session.observed is not None:
+            self._presence.seen_at(peer.session.observed, peer.node)
+        if self._part is not None:
+            self._part.peer_up(peer)
+        self._news_came()
+
+    def peer_down(self, peer: Peer) -> None:
+        """Its session is over."""
+        if self._part is not None:
+            self._part.peer_down(peer)
+        self._reach.wake()
+        self._news_came()
+
+    def received(self, peer: Peer, message: Any) -> None:
+        """A message of an admitted peer. Raises WireError."""
+        if self._part is not None and not self._favours.received(peer, message):
+            self._part.received(peer, message)
+
+    # --- what the parts need ----------------------------------------------------------------------------------------
+
+    async def _serve_http(self, stream: MeshStream, header: bytes, role: Role | None) -> None:
+        assert role is not None, "the registry admits HTTP only after admission"
+        await self._tunnel.serve(stream, role)
+
+    async def _serve_pairing(self, stream: MeshStream, header: bytes, role: Role | None) -> None:
+        assert self._pair is not None, "without it the type has no handler"
+        self._sessions.hold(stream.link, True)
+        try:
+            await self._pair(stream, header)
+        finally:
+            self._sessions.hold(stream.link, False)
+
+    async def _measure(self, node: bytes) -> float:
+        return await (await self._reach.session(node)).link.echo()
+
+    def _send(self, node: bytes, message: Any) -> None:
+        peer = self._sessions.get(node)
+        if peer is not None:
+            peer.send(message)
+
+    def _identify(self) -> None:
+        identity = self._presence.identity()
+        if identity is not None and self._part is not None:
+            self._part.identify(identity)
+
+    def _upkeep(self, part: Part) -> Upkeep:
+        return Upkeep(
+            part,
+            vault=self._vault,
+            sessions=self._sessions,
+            presence=self._presence,
+            reach=self._reach,
+            favours=self._favours,
+            identify=self._identify,
+            changed=self._news_came,
+            counters=self._counters,
+        )
+
+    # --- tasks and news ---------------------------------------------------------------------------------------------
+
+    def _start(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _stop_tasks(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _news_came(self) -> None:
+        """Tell the composer soon, and not too often."""
+        if self._news is None and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._news = loop.call_later(max(0.0, self._said_at + NEWS_S - monotonic()), self._say)
+
+    def _say(self) -> None:
+        self._news = None
+        self._said_at = monotonic()
+        self._reach.wake()
+        self._changed()

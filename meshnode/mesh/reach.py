@@ -1,0 +1,150 @@
+"""Getting to a peer: the session there is, or a new one to an address where it may be; and the book that remembers.
+
+Whom a node dials is decided by the machine (members), by how many access nodes there are (clients), or by a request for
+a tunnel. With no link left, everybody who is known is tried until somebody answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from time import monotonic
+from typing import Protocol
+
+from meshnode.errors import MeshnodeError, PeerRefused, PeerUnreachable
+from meshnode.identity import NodeId
+from meshnode.mesh.dialling import Directions, Pauses, Search
+from meshnode.mesh.part import Part
+from meshnode.mesh.sessions import Peer, Sessions
+from meshnode.mesh.vault import Vault
+from meshnode.net.link import Link
+from meshnode.wire.address import Address
+from meshnode.wire.messages import PeerEntry
+from meshnode.wire.registry import CLOSE_TEXTS, LIMIT_ADDRESSES, Close
+
+DIAL_S = 5.0
+
+
+class Dials(Protocol):
+    """What is needed of the endpoint."""
+
+    async def dial(self, addresses: Sequence[Address], *, expected: NodeId | None, timeout_s: float = ...) -> Link:
+        """A link to a peer."""
+        ...
+
+
+class Reach:
+    """`endpoint` and `part` are set before anything is dialled; while `part` is None only `dial` works.
+
+    `addresses` gives those of this node.
+    """
+
+    def __init__(
+        self, own: bytes, vault: Vault, sessions: Sessions, addresses: Callable[[], Sequence[Address]]
+    ) -> None:
+        self._own = own
+        self._addresses = addresses
+        self._vault = vault
+        self._sessions = sessions
+        self._directions = Directions()
+        self._pauses = Pauses(random.Random())
+        self._book: tuple[PeerEntry, ...] = ()
+        self._search = Search(candidates=self.candidates, dial=self._try, enough=self._has_links, pauses=self._pauses)
+        self.endpoint: Dials
+        self.part: Part | None = None
+
+    def open_book(self) -> None:
+        """Read the address book of the vault."""
+        self._book = self._vault.peers()
+        for entry in self._book:
+            self._directions.named(entry.node, entry.addresses)
+
+    async def run(self) -> None:
+        """Look for links whenever there are too few, until cancelled."""
+        await self._search.run()
+
+    def wake(self) -> None:
+        """A link was lost, or there is somebody new to try."""
+        self._search.wake()
+
+    def candidates(self) -> Sequence[bytes]:
+        """Whom to dial when links are wanting, best first."""
+        known: Iterable[bytes] = () if self.part is None else self.part.candidates()
+        nodes = dict.fromkeys([*known, *(entry.node for entry in self._book)])
+        return [node for node in nodes if node != self._own and self._sessions.get(node) is None]
+
+    # --- what is learned of peers -------------------------------------------------------------------------------
+
+    def linked(self, link: Link) -> None:
+        """A link has come up; if we dialled it, its address works."""
+        if link.dialled:
+            self._directions.worked(link.peer, link.address)
+
+    def admitted(self, peer: Peer) -> None:
+        """A peer was admitted, and has said where it can be reached."""
+        self._directions.named(peer.node, peer.session.addresses)
+        self._pauses.succeeded(peer.node)
+
+    async def remember(self) -> None:
+        """Write down where members are, those that are linked first; who has left is struck out.
+
+        Raises HomeNotWritable.
+        """
+        if self.part is None:
+            return
+        members = sorted(self.part.members().members.values(), key=lambda member: not member.linked)
+        entries = []
+        for member in members:
+            addresses = self._directions.to(member.node, member.identity.addresses if member.identity else ())
+            if member.state == "alive" and addresses and member.node != self._own:
+                entries.append(PeerEntry(member.node, addresses[:LIMIT_ADDRESSES]))
+        gone = [member.node for member in members if member.state == "left"]
+        await asyncio.to_thread(self._write, entries, gone)
+        self._book = self._vault.peers()
+
+    def _write(self, entries: Sequence[PeerEntry], gone: Sequence[bytes]) -> None:
+        self._vault.remember_peers(entries)
+        for node in gone:
+            self._vault.forget_peer(node)
+
+    # --- dialling -----------------------------------------------------------------------------------------------
+
+    async def dial(self, node: bytes | None, addresses: Sequence[Address], timeout_s: float = DIAL_S) -> Link:
+        """A link to a peer, or with None to whoever is there. Raises PeerUnreachable naming the addresses that were
+        tried, PeerRefused, WrongPeer.
+        """
+        if node is not None:
+            self._directions.named(node, addresses)
+        expected = None if node is None else NodeId(node)
+        return await self.endpoint.dial(addresses, expected=expected, timeout_s=timeout_s)
+
+    async def session(self, node: bytes, addresses: Sequence[Address] = (), timeout_s: float = DIAL_S) -> Peer:
+        """The session to a peer, the present one or a new one. Raises PeerUnreachable, PeerRefused, WrongPeer."""
+        peer = self._sessions.get(node)
+        if peer is not None and peer.link.alive and not peer.link.silent:
+            peer.used_at = monotonic()
+            return peer
+        if self._sessions.is_banned(node):
+            raise PeerRefused(CLOSE_TEXTS[Close.BANNED], close_code=Close.BANNED)
+        if self.part is None:
+            raise PeerUnreachable("this node is in no mesh")
+        targets = self._sensible(self._directions.to(node, [*addresses, *self.part.addresses(node)]))
+        link = await self.endpoint.dial(targets, expected=NodeId(node), timeout_s=timeout_s)
+        return await self._sessions.session_on(link)
+
+    def _sensible(self, addresses: Sequence[Address]) -> Sequence[Address]:
+        """Without loopback, which is another machine's, unless this node is on loopback itself."""
+        if any(address.is_loopback for address in self._addresses()):
+            return addresses
+        return [address for address in addresses if not address.is_loopback] or addresses
+
+    async def _try(self, node: bytes) -> bool:
+        with suppress(MeshnodeError, OSError):
+            await self.session(node)
+            return True
+        return False
+
+    def _has_links(self) -> bool:
+        return self.part is None or not self.part.wants_links()

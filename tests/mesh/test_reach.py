@@ -1,0 +1,102 @@
+import asyncio
+
+import pytest
+
+from meshnode.errors import PeerRefused, PeerUnreachable, WrongPeer
+from meshnode.wire.address import Address
+from meshnode.wire.registry import Close, Role
+from tests.mesh.neighbourhood import Neighbourhood
+
+pytestmark = pytest.mark.anyio
+NOBODY = Address("127.0.0.1", 9)
+
+
+async def test_a_restart_finds_the_mesh_again_without_an_invite(town: Neighbourhood) -> None:
+    one, two = await town.members(2)
+    await two.stop()
+    await one.until(lambda: one.mesh._sessions.get(two.id) is None)
+    await two.restart()
+    assert two.mesh.state in ("joining", "joined")
+    await town.acquainted([one, two])
+    assert await two.ask(one) == (200, b"member0:hello")
+
+
+async def test_a_mesh_that_was_down_as_a_whole_comes_back(town: Neighbourhood) -> None:
+    everybody = await town.members(3)
+    ports = [resident.mesh.addresses[0].port for resident in everybody]
+    for resident in everybody:
+        await resident.stop()
+    one, two, three = everybody
+    await two.start(ports[1])
+    assert two.mesh.state == "joining"
+    await asyncio.sleep(0.1)
+    await three.start(ports[2])
+    await one.start(ports[0])
+    await town.acquainted(everybody)
+
+
+async def test_the_book_knows_who_stays_and_forgets_who_left(town: Neighbourhood) -> None:
+    one, two, three = await town.members(3)
+    await one.mesh._reach.remember()
+    book = {entry.node: entry.addresses for entry in one.vault.peers()}
+    assert set(book) == {two.id, three.id}
+    assert two.mesh.addresses[0] in book[two.id]
+    await two.mesh.leave()
+    await one.until(lambda: (seen := one.sees(two)) is None or seen.state == "left")
+    await one.mesh._reach.remember()
+    assert [entry.node for entry in one.vault.peers()] == [three.id]
+
+
+async def test_a_wrong_address_does_not_keep_it_from_a_right_one(town: Neighbourhood) -> None:
+    one, two = await town.members(2)
+    for peer in one.mesh._sessions.peers:
+        peer.link.close(Close.DONE)
+    await asyncio.sleep(0)
+    found = await one.mesh._reach.session(two.id, (NOBODY, one.mesh.addresses[0], *two.mesh.addresses))
+    assert found.node == two.id
+
+
+async def test_why_a_peer_is_not_reached(town: Neighbourhood) -> None:
+    one, two = await town.members(2)
+    reach = one.mesh._reach
+    with pytest.raises(PeerUnreachable, match="no address"):
+        await reach.session(b"x" * 32)
+    with pytest.raises(PeerUnreachable, match=r"127.0.0.1:9"):
+        await reach.session(b"x" * 32, (NOBODY,), 0.2)
+    with pytest.raises(WrongPeer):
+        await reach.session(b"y" * 32, two.mesh.addresses)
+    stranger = await town.resident().start()
+    stranger.vault.found("elsewhere")
+    await stranger.mesh.enter()
+    with pytest.raises(PeerRefused) as caught:
+        await stranger.mesh._reach.session(one.id, one.mesh.addresses)
+    assert caught.value.close_code == Close.WRONG_MESH
+
+
+async def test_callers_that_want_the_same_peer_share_one_link(town: Neighbourhood) -> None:
+    founder = await town.founder()
+    host = await town.joined(founder)
+    client = await town.joined(founder, Role.CLIENT)
+    await client.until(lambda: client.sees(host))
+    answers = await asyncio.gather(*(client.ask(host, b"%d" % number) for number in range(10)))
+    assert answers == [(200, b"member1:%d" % number) for number in range(10)]
+    assert len(client.mesh._sessions.peers) == 2
+
+
+async def test_loopback_of_others_is_not_dialled_from_elsewhere(town: Neighbourhood) -> None:
+    founder = await town.founder()
+    reach = founder.mesh._reach
+    there = Address("192.0.2.1", 9)
+    assert reach._sensible([NOBODY, there]) == [NOBODY, there]
+    reach._addresses = lambda: [there]
+    assert reach._sensible([NOBODY, there]) == [there]
+    assert reach._sensible([NOBODY]) == [NOBODY], "it is all there is"
+
+
+async def test_candidates_are_those_without_a_session(town: Neighbourhood) -> None:
+    one, two, three = await town.members(3)
+    assert one.mesh._reach.candidates() == []
+    await one.mesh._reach.remember()
+    await two.stop()
+    await one.until(lambda: one.mesh._reach.candidates() == [two.id])
+    assert one.mesh.state == "joined"
