@@ -32,13 +32,14 @@ UNIX_PATH_LIMIT_BYTES = 110
 
 
 class BenchNode:
-    """A node with fresh state that serves one model. Use it as a context manager; `ready_s` is its time to start.
+    """A node with fresh state that serves one model, or none. Use it as a context manager; `ready_s` is its time to
+    start.
 
     With `loopback` its llama-server listens on a loopback port instead of a Unix socket, for programs that know
     no Unix sockets: the node does so where paths are too long for a socket.
     """
 
-    def __init__(self, model: str, *options: str, loopback: bool = False) -> None:
+    def __init__(self, model: str | None, *options: str, loopback: bool = False) -> None:
         self._model = model
         self._options = options
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
@@ -51,6 +52,9 @@ class BenchNode:
             **{name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")},
             "MESHNODE_HOME": str(home),
             "MESHNODE_CACHE": str(find_places().cache),
+            "MESHNODE_BIND_HOST": "127.0.0.1",
+            "MESHNODE_BIND_PORT": "0",
+            "MESHNODE_LAN": "off",
             **({"TMPDIR": str(home / "tmp")} if loopback else {}),
         }
         self.ready: dict[str, Any] = {}
@@ -59,7 +63,8 @@ class BenchNode:
     def __enter__(self) -> Self:
         begun = time.monotonic()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "meshnode", "--json", "--model", self._model, "--port", "0", "--console", "0"]
+            [sys.executable, "-m", "meshnode", "--json", "--port", "0", "--console", "0"]
+            + ([] if self._model is None else ["--model", self._model])
             + list(self._options),
             cwd=ROOT,
             env=self.environment,

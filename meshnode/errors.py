@@ -29,6 +29,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   │   └── WrongPeer
     │   ├── InviteInvalid            400
     │   ├── PairingFailed
+    │   ├── NodeNotFound             404
     │   ├── NotInMesh                409
     │   └── AlreadyInMesh            409
     ├── EngineError                  exit 6
@@ -277,6 +278,14 @@ class PairingFailed(NetworkError):
 
     code = "pairing-failed"
     fix = "run meshnode pair again on both machines: each code can be tried once"
+
+
+class NodeNotFound(NetworkError):
+    """No such node in this mesh."""
+
+    code = "node-not-found"
+    http_status = 404
+    fix = "meshnode peers shows the nodes, with their names and ids"
 
 
 class NotInMesh(NetworkError):

@@ -1,8 +1,8 @@
 """The composition root: settings -> parts -> one running node, and an orderly end.
 
 Order of start: home folder and its lock, identity, ports (so that a taken one is known at once), runtime file, web
-servers (they answer 503 from now on), names of the models, engine, devices, models. The end goes the other way. This
-module and serving.py are the only ones that know all others.
+servers (they answer 503 from now on), names of the models, mesh (its models can be asked for from now on), engine,
+devices, own models. The end goes the other way. Only this module, serving.py and meshing.py know more than one room.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import json
 import os
+import random
 import secrets
 import signal
 import socket
@@ -30,17 +31,25 @@ from meshnode.api.app import Controls, api_app, control_app
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
-from meshnode.api.inference import Inference, Limits, Record
+from meshnode.api.inference import Inference
+from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Gauge, Metrics
+from meshnode.api.peer_requests import PeerRequests
+from meshnode.api.record import Record
+from meshnode.api.request import Limits
+from meshnode.api.served import Served
 from meshnode.config import Places, Settings
+from meshnode.core.routing import Router
 from meshnode.engine.installed import Engine
 from meshnode.engine.provision import ensure
-from meshnode.errors import AlreadyRunning, HomeNotWritable, MeshnodeError
+from meshnode.errors import AlreadyRunning, HomeNotWritable, MeshnodeError, NotInMesh
 from meshnode.hardware import Inventory, probe_all
-from meshnode.identity import load_or_create, short
+from meshnode.identity import Identity, load_or_create, short
+from meshnode.meshing import Meshing
+from meshnode.offers import mesh_entries
 from meshnode.planning import measure_speeds
 from meshnode.serving import Serving, Tell
-from meshnode.status import devices_sentence, engine_sentence, gauges, hardware_facts, request_facts
+from meshnode.status import devices_sentence, engine_sentence, gauges, hardware_facts, mesh_gauges, request_facts
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
 
 RECENT_REQUESTS = 50
@@ -66,6 +75,7 @@ class Node:
         self._served_count = 0
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None
+        self._meshing: Meshing | None = None
         self._node_id = ""
         self._api_url = self._console_url = ""
         self._events = Events(self.status)
@@ -90,7 +100,8 @@ class Node:
         self._loop = asyncio.get_running_loop()
         with _home_lock(self.places), self._logging():
             identity = load_or_create(self.places.home / "node.key")
-            self._node_id = identity.node_id.hex()
+            self._node_id = self._serving.node = identity.node_id.hex()
+            self._meshing = None if self.settings.solo else self._make_meshing(identity)
             self._tell("node", f'{short(identity.node_id)} "{socket.gethostname()}"')
             api_sockets = listen(self.settings.port, public=self.settings.listen_all, purpose="the API")
             try:
@@ -161,6 +172,8 @@ class Node:
         api.stop()
         await self._drain(servers[0])
         api.stop(now=True)
+        if self._meshing is not None:
+            await self._meshing.stop(now=self._stop_now.is_set())
         await self._serving.stop(now=self._stop_now.is_set())
         console.stop(now=True)
         await asyncio.wait([*servers, start], timeout=5)
@@ -172,6 +185,13 @@ class Node:
 
     async def _bring_up(self) -> None:
         units = [await self._serving.add(name) for name in self.settings.model]
+        if self._meshing is not None:
+            await self._meshing.start(self._peer_requests().answer)
+            self._changed()
+        if not units:
+            await self._now_up()
+        if self.settings.client:
+            return
         self._engine = await asyncio.to_thread(
             ensure,
             self.places.cache,
@@ -190,6 +210,10 @@ class Node:
             measure_speeds, self._engine, self._inventory, self.settings, self.places.cache, os.environ, self._report
         )
         self._serving.equip(self._engine, self._inventory, speeds)
+        if self._meshing is not None:
+            self._meshing.equip(self._inventory)
+        if not units:
+            return
         self._state = "loading"
         failures = []
         for unit in units:
@@ -201,10 +225,17 @@ class Node:
                     self._tell("failed", f"{unit.id}: {error.message}. {error.fix}".removesuffix(". "))
         if failures and len(failures) == len(units):
             raise failures[0]
+        await self._now_up()
+
+    async def _now_up(self) -> None:
+        """Say that this node does what it was started for."""
         self._state = "ready"
         self._changed()
         LOG.info("node ready", extra={"facts": {"api": self._api_url, "console": self._console_url}})
-        self._tell("up", json.dumps({"api": f"{self._api_url}/v1", "console": self._console_url}))
+        facts: dict[str, Any] = {"api": f"{self._api_url}/v1", "console": self._console_url}
+        if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
+            facts["mesh"] = {"id": mesh["id"], "name": mesh["name"], "invite": await self._meshing.first_invite()}
+        self._tell("up", json.dumps(facts))
 
     def _note_engine(self, engine: Engine) -> None:
         self._tell("engine", engine_sentence(engine))
@@ -215,14 +246,43 @@ class Node:
 
     # --- parts ----------------------------------------------------------------------------------------------
 
+    def _make_meshing(self, identity: Identity) -> Meshing:
+        return Meshing(
+            settings=self.settings,
+            places=self.places,
+            identity=identity,
+            serving=self._serving,
+            problems=self._problems,
+            tell=self._tell,
+            changed=self._events.touch,
+        )
+
+    def _models(self) -> list[Served]:
+        """Every model that can be asked for here."""
+        return self._meshing.served() if self._meshing is not None else self._serving.served()
+
+    def _limits(self) -> Limits:
+        settings = self.settings
+        return Limits(settings.max_body, settings.ping_interval, settings.aliases, stall_s=settings.stall_timeout)
+
+    def _peer_requests(self) -> PeerRequests:
+        return PeerRequests(
+            models=self._serving.served,
+            gates=self._gates,
+            limits=self._limits(),
+            finished=self._finished_for_peer,
+            stopping=self._stop.is_set,
+        )
+
     def _api_app(self) -> Any:
         settings = self.settings
         inference = Inference(
-            models=self._serving.served,
+            models=self._models,
             gates=self._gates,
-            limits=Limits(settings.max_body, settings.ping_interval, settings.aliases),
+            limits=self._limits(),
             headers={"x-meshnode-node": self._node_id[:10], "x-meshnode-radius": "local"},
             finished=self._finished,
+            router=Router(random.Random()),
         )
         access = Access(
             api_key=settings.api_key,
@@ -232,7 +292,7 @@ class Node:
         )
         return api_app(
             inference=inference,
-            models=self._serving.served,
+            models=self._models,
             aliases=settings.aliases,
             access=access,
             owner=f"meshnode-{self._node_id[:10]}",
@@ -246,12 +306,13 @@ class Node:
             unload=self._serving.unload,
             stop=self.stop,
             token=self._token,
+            mesh=self._meshing or no_mesh(lambda: NotInMesh("this node was started with --solo")),
         )
         return control_app(
             controls=controls,
             events=self._events,
             metrics=self._metrics,
-            models=self._serving.served,
+            models=self._models,
             access=Access(hosts=self.settings.allowed_hosts),
         )
 
@@ -299,17 +360,43 @@ class Node:
     # --- what is told ---------------------------------------------------------------------------------------
 
     def _changed(self) -> None:
+        """Something of this node has changed: watchers and peers want to know. Safe from any thread."""
         if self._loop is None:
             return
-        if threading.current_thread() is threading.main_thread():
-            self._events.touch()
-        else:
-            self._loop.call_soon_threadsafe(self._events.touch)
+        if threading.current_thread() is not threading.main_thread():
+            self._loop.call_soon_threadsafe(self._changed)
+            return
+        if self._meshing is not None:
+            self._meshing.touch()
+        self._events.touch()
 
     def _finished(self, record: Record) -> None:
+        self._measure(record)
+        if self._meshing is not None and record.model:
+            self._meshing.demand.record(record.model, time.monotonic())
+        self._remember(record)
+
+    def _finished_for_peer(self, record: Record) -> None:
+        self._measure(record)
+        self._remember(record)
+
+    def _measure(self, record: Record) -> None:
+        """Learn from an answer of our own engine how fast it is."""
+        if self._meshing is None or record.node not in ("", self._node_id) or record.resumed or record.error:
+            return
+        first_byte_s = None if record.first_byte_s is None else record.first_byte_s - record.queued_s
+        self._meshing.speeds.record(
+            record.model,
+            tokens_in=record.tokens_in,
+            tokens_out=record.tokens_out,
+            first_byte_s=first_byte_s,
+            total_s=record.total_s - record.queued_s,
+        )
+
+    def _remember(self, record: Record) -> None:
         self._served_count += 1
         self._metrics.finished(record)
-        facts = request_facts(record, at=time.time())
+        facts = request_facts(record, at=time.time(), here=self._node_id)
         self._recent.append(facts)
         LOG.info("request", extra={"facts": {name: value for name, value in facts.items() if name != "at"}})
         self._changed()
@@ -317,7 +404,7 @@ class Node:
     def status(self) -> dict[str, Any]:
         """What /api/status answers; `schema` 1, fields are only added."""
         inventory, engine = self._inventory, self._engine
-        models = self._serving.entries()
+        models = [*self._serving.entries(), *mesh_entries(self._models())]
         return {
             "schema": 1,
             "version": __version__,
@@ -335,6 +422,7 @@ class Node:
             "engine": engine.as_dict() if engine else None,
             "hardware": hardware_facts(inventory) if inventory else None,
             "models": models,
+            "mesh": self._meshing.facts() if self._meshing is not None else None,
             "requests": {
                 "finished": self._served_count,
                 "active": sum(model["busy"] for model in models),
@@ -345,7 +433,9 @@ class Node:
         }
 
     def _gauges(self) -> Iterator[Gauge]:
-        return gauges(self._serving.entries(), self._inventory, sum(1 for _ in self._problems))
+        yield from gauges(self._serving.entries(), self._inventory, sum(1 for _ in self._problems))
+        if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
+            yield from mesh_gauges(mesh)
 
 
 def list_devices(engine: Engine) -> str:

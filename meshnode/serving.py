@@ -7,13 +7,10 @@ time, so that each plan sees the memory that the ones before it left.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import os
-import threading
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,19 +19,19 @@ from meshnode.api.gate import Gates
 from meshnode.api.served import Served, ServedState
 from meshnode.config import Places, Settings
 from meshnode.core.placement import Refusal, SoloPlan, plan_solo
-from meshnode.engine import client
-from meshnode.engine.commands import Draft, Mode, ServerOptions
+from meshnode.engine.commands import Draft, ServerOptions
 from meshnode.engine.installed import Engine
 from meshnode.engine.server import LlamaServer, ServerParts, ServerSnapshot
 from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelError, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory
 from meshnode.models.cache import LocalModel
-from meshnode.models.header import Header
+from meshnode.models.digest import DigestStopped, content_sha256
 from meshnode.models.names import ModelRef
-from meshnode.models.shapes import ModelShape, shape_of
+from meshnode.models.shapes import shape_of
 from meshnode.models.store import ModelStore
 from meshnode.planning import Speeds, budget_of, describe_plan, mode_of, predict, threads_of, wishes_of
 from meshnode.telemetry import LOG, ProblemBoard, Report
+from meshnode.units import Unit, entry_of, names_of, served_of
 
 Tell = Callable[[str, str], None]
 """Hands a labelled sentence ("model", "demo fits here ...") to whoever looks on."""
@@ -44,29 +41,6 @@ DRAFT_PAYS_FROM_BYTES = 1 << 30
 DRAFT_MAX_SHARE = 0.25
 DRAFT_TOKENS = 8
 STOP_GRACE_S = 5.0
-
-
-@dataclass(slots=True)
-class Unit:
-    """One model of this node, from the moment it was asked for."""
-
-    id: str
-    ref: ModelRef
-    asked_as: str
-    since: float
-    state: ServedState = "loading"
-    detail: str = "waiting"
-    local: LocalModel | None = None
-    header: Header | None = None
-    shape: ModelShape | None = None
-    plan: SoloPlan | None = None
-    mode: Mode = "chat"
-    draft: str = ""
-    predicted: float | None = None
-    error: MeshnodeError | None = None
-    server: LlamaServer | None = None
-    cancelled: threading.Event = field(default_factory=threading.Event)
-    task: asyncio.Task[None] | None = None
 
 
 class Serving:
@@ -97,6 +71,8 @@ class Serving:
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None
         self._speeds: Speeds = {}
+        self.node = ""
+        """The id of this node in hex digits, once it is known."""
 
     # --- what the node hands in once it is there -----------------------------------------------------------
 
@@ -188,6 +164,8 @@ class Serving:
         if unit.task is not None and not unit.task.done():
             unit.task.cancel()
             await asyncio.wait({unit.task})
+        if unit.hashing is not None:
+            await asyncio.wait({unit.hashing})
         if unit.server is not None:
             await unit.server.stop(grace_s)
         self._problems.clear("model-load-failed", unit.id)
@@ -214,8 +192,20 @@ class Serving:
             pull = partial(store.pull, unit.ref, self._report, unit.cancelled.is_set)
             unit.local = await asyncio.to_thread(pull)
         unit.header = await asyncio.to_thread(store.read, unit.local)
+        unit.hashing = asyncio.create_task(self._hash(unit, unit.local), name=f"hash {unit.id}")
         unit.shape = shape_of(unit.header)
         unit.mode = mode_of(unit.header)
+
+    async def _hash(self, unit: Unit, local: LocalModel) -> None:
+        """Learn which weights these are. Until then no other node counts as a replica of this one."""
+        notes = self._places.cache / "hashes.json"
+        try:
+            unit.content_hash = local.sha256 or await asyncio.to_thread(
+                content_sha256, local.path, notes, unit.cancelled.is_set
+            )
+        except (OSError, DigestStopped) as reason:
+            LOG.warning("the weights of %s have no hash: %s", unit.id, type(reason).__name__)
+        self._changed()
 
     async def _start(self, unit: Unit) -> None:
         local, shape = unit.local, unit.shape
@@ -337,86 +327,11 @@ class Serving:
 
     def served(self) -> list[Served]:
         """What the gateway needs to know, fresh."""
-        return [self._served(unit) for unit in self._units.values()]
-
-    def _served(self, unit: Unit) -> Served:
-        server, plan, shape = unit.server, unit.plan, unit.shape
-        address = server.address if server else None
-        return Served(
-            id=unit.id,
-            state=unit.state if unit.state != "ready" or address else "restarting",
-            names=tuple(sorted(names_of(unit) - {unit.id, ""})),
-            slots=plan.parallel if plan else 1,
-            context_length=_context_of(unit),
-            capabilities=capabilities_of(unit),
-            created=int(unit.since),
-            size_bytes=unit.local.total_bytes if unit.local else 0,
-            detail=unit.detail,
-            facts={"n_params": shape.parameters, "n_vocab": shape.n_vocab, "n_ctx_train": shape.context_train}
-            if shape
-            else {},
-            connect=partial(client.connect, address) if address else None,
-            api_key=server.api_key if server else "",
-        )
+        return [served_of(unit, node=self.node) for unit in self._units.values()]
 
     def entries(self) -> list[dict[str, Any]]:
-        """The `models` of /api/status."""
-        return [self._entry(unit) for unit in self._units.values()]
-
-    def _entry(self, unit: Unit) -> dict[str, Any]:
-        queue = self._gates.snapshot(unit.id)
-        snapshot = unit.server.snapshot() if unit.server else None
-        return {
-            "id": unit.id,
-            "canonical": unit.ref.canonical,
-            "state": unit.state,
-            "detail": unit.detail,
-            "error": unit.error.as_dict() if unit.error else None,
-            "since": round(unit.since, 3),
-            "where": "here",
-            "size_bytes": unit.local.total_bytes if unit.local else 0,
-            "quantisation": unit.header.quantisation if unit.header else "",
-            "context_length": _context_of(unit),
-            "parallel": unit.plan.parallel if unit.plan else 0,
-            "busy": queue.busy,
-            "waiting": queue.waiting,
-            "capabilities": list(capabilities_of(unit)),
-            "draft": unit.draft,
-            "predicted_tokens_per_s": unit.predicted,
-            "plan": dataclasses.asdict(unit.plan) if unit.plan else None,
-            "engine": {
-                "pid": snapshot.pid,
-                "state": snapshot.state,
-                "restarts": snapshot.restarts,
-                "load_s": snapshot.load_s,
-            }
-            if snapshot
-            else None,
-        }
-
-
-def names_of(unit: Unit) -> set[str]:
-    """What callers may call the model besides its id; may hold an empty text."""
-    return {unit.asked_as, unit.ref.canonical, unit.ref.alias, unit.local.name if unit.local else ""}
-
-
-def capabilities_of(unit: Unit) -> tuple[str, ...]:
-    """What callers can use the model for, in the words of `GET /v1/models`."""
-    if unit.mode != "chat":
-        return (unit.mode,)
-    properties = unit.server.snapshot().properties if unit.server else None
-    found = ["completion"]
-    if unit.header and unit.header.chat_template:
-        found.append("chat")
-    if properties:
-        found += ["tools"] if "supports_tools" in properties.chat_capabilities else []
-        found += sorted(name for name in properties.modalities if name in ("vision", "audio"))
-    return tuple(found)
-
-
-def _context_of(unit: Unit) -> int:
-    properties = unit.server.snapshot().properties if unit.server else None
-    return properties.context if properties else unit.plan.context if unit.plan else 0
+        """The models for /api/status."""
+        return [entry_of(unit, self._gates.snapshot(unit.id)) for unit in self._units.values()]
 
 
 def _size(file: Path | None) -> int:

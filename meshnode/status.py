@@ -8,13 +8,14 @@ from dataclasses import asdict
 from typing import Any
 
 from meshnode import __version__
-from meshnode.api.inference import Record
 from meshnode.api.metrics import Gauge, outcome
+from meshnode.api.record import Record
 from meshnode.engine.installed import Engine
 from meshnode.hardware import Inventory
 
 RAM_STEP_BYTES = 64 << 20
 """Free memory is shown in steps, so that watchers are not sent every page that comes and goes."""
+DEMANDED_MODELS = 32
 ORIGINS = {"built": "built by meshnode", "given": "given with --engine", "path": "found on PATH"}
 
 
@@ -53,11 +54,19 @@ def hardware_facts(inventory: Inventory) -> dict[str, Any]:
     }
 
 
-def request_facts(record: Record, *, at: float) -> dict[str, Any]:
-    """One finished request for the log, /api/status and the console; `at` is wall time. Never a prompt or an answer."""
-    facts = {name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(record).items()}
+def request_facts(record: Record, *, at: float, here: str) -> dict[str, Any]:
+    """One finished request for the log, /api/status and the console. Never a prompt or an answer.
+
+    `at` is wall time; `here` is the id of this node.
+    """
+    facts: dict[str, Any] = {}
+    for name in record.__slots__:
+        value = getattr(record, name)
+        facts[name] = round(value, 4) if isinstance(value, float) else value
     del facts["started_at"]
-    return {**facts, "at": round(at, 3), "where": "here", "outcome": outcome(record)}
+    facts |= {"at": round(at, 3), "outcome": outcome(record)}
+    facts["where"] = "here" if record.node in ("", here) else record.node[:10]
+    return facts
 
 
 def gauges(models: Iterable[dict[str, Any]], inventory: Inventory | None, problems: int) -> Iterator[Gauge]:
@@ -80,6 +89,18 @@ def gauges(models: Iterable[dict[str, Any]], inventory: Inventory | None, proble
             if size is not None:
                 yield "meshnode_vram_bytes", "Memory of a device", {"device": device.id, "kind": kind}, size
     yield "meshnode_problems", "Problems that are present", {}, problems
+
+
+def mesh_gauges(mesh: dict[str, Any]) -> Iterator[Gauge]:
+    """The same of the `mesh` member of /api/status. Peers are counted, never named: their number has no bound."""
+    states = [peer["state"] for peer in mesh["peers"]]
+    for state in ("alive", "unreachable", "dead", "left"):
+        yield "meshnode_peers", "Other nodes of the mesh", {"state": state}, states.count(state)
+    yield "meshnode_links", "Nodes with a connection to this one", {}, sum(peer["linked"] for peer in mesh["peers"])
+    for name, value in sorted(mesh["counters"].items()):
+        yield "meshnode_mesh_events", "Sums since the start of the node", {"event": name}, value
+    for wish in mesh["demand"][:DEMANDED_MODELS]:
+        yield "meshnode_demand_per_minute", "Requests in the whole mesh", {"model": wish["model"]}, wish["per_minute"]
 
 
 def _gigabytes(size: int | None) -> str:

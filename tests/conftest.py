@@ -22,6 +22,7 @@ import pytest
 
 from meshnode.config import find_places
 from meshnode.engine.provision import ensure
+from tests.loopback import LOOPBACK_ONLY
 
 START_LIMIT_S = 60
 
@@ -46,6 +47,7 @@ class NodeProcess:
             **{name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")},
             "MESHNODE_HOME": str(home),
             "MESHNODE_CACHE": str(find_places().cache),
+            **LOOPBACK_ONLY,
             **(environment or {}),
         }
         self.process = subprocess.Popen(

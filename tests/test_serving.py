@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -65,13 +66,24 @@ async def bring_up(made: Stage, name: str) -> None:
     await made.serving.bring_up(await made.serving.add(name))
 
 
+async def content_hash(made: Stage) -> str:
+    """Of the only model, as soon as it is known."""
+    async with asyncio.timeout(10):
+        while not made.serving.served()[0].hosts[0].content_hash:
+            await asyncio.sleep(0)
+    return made.serving.served()[0].hosts[0].content_hash
+
+
 async def test_a_model_is_served_until_it_is_unloaded(tmp_path: Path, engine_bin: Path) -> None:
     async with stage(tmp_path) as made:
         await bring_up(made, "demo")
         (served,) = made.serving.served()
         assert (served.id, served.state, served.slots) == ("demo", "ready", 4)
-        assert served.context_length == 4096 and "chat" in served.capabilities and served.connect is not None
-        assert len(served.api_key) > 20 and served.api_key not in repr(served)
+        assert served.context_length == 4096 and "chat" in served.capabilities
+        host = served.local
+        assert host is not None and host.here and host.ready and host.node == made.serving.node
+        assert len(host.api_key) > 20 and host.api_key not in repr(served)
+        assert await content_hash(made) == sha256(DEMO_TARGET.read_bytes()).hexdigest()[:32]
         (entry,) = made.serving.entries()
         assert entry["plan"]["context"] == 4096 and entry["engine"]["state"] == "ready"
         assert [label for label, _ in made.told] == ["model", "ready"]

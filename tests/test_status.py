@@ -12,11 +12,13 @@ from meshnode.api.metrics import Metrics
 from meshnode.engine.installed import Engine
 from meshnode.hardware import Device, Inventory, Memory, Note, Processor
 from meshnode.status import (
+    DEMANDED_MODELS,
     RAM_STEP_BYTES,
     devices_sentence,
     engine_sentence,
     gauges,
     hardware_facts,
+    mesh_gauges,
     request_facts,
 )
 
@@ -78,10 +80,10 @@ def test_a_finished_request_tells_numbers_and_no_text() -> None:
     record = Record(
         "req_1", "/v1/messages", 12.0, model="demo", status=200, tokens_in=7, tokens_out=40, total_s=1.23456
     )
-    facts = request_facts(record, at=1_790_000_000.12345)
+    facts = request_facts(record, at=1_790_000_000.12345, here="ab" * 32)
     assert facts["total_s"] == 1.2346 and facts["at"] == 1_790_000_000.123 and facts["outcome"] == "ok"
     assert "started_at" not in facts
-    assert request_facts(Record("r", "/v1/messages", 0.0, status=499), at=0.0)["outcome"] == "left"
+    assert request_facts(Record("r", "/v1/messages", 0.0, status=499), at=0.0, here="")["outcome"] == "left"
 
 
 def test_gauges_are_what_prometheus_reads() -> None:
@@ -107,3 +109,18 @@ def test_gauges_of_a_node_that_has_nothing_yet() -> None:
     assert ("meshnode_model_ready", "1 when the model answers", {"model": "demo"}, 0.0) in list(
         gauges([loading], None, 0)
     )
+
+
+def test_peers_are_counted_and_not_named() -> None:
+    mesh = {
+        "peers": [{"state": "alive", "linked": True}, {"state": "alive", "linked": False}, {"state": "dead"}],
+        "counters": {"junk": 7, "accuse_refused": 1},
+        "demand": [{"model": f"m{number}", "per_minute": 1.5} for number in range(100)],
+    }
+    mesh["peers"][2]["linked"] = False  # type: ignore[index]
+    found = list(mesh_gauges(mesh))
+    values = {(name, *labels.values()): value for name, _, labels, value in found}
+    assert values["meshnode_peers", "alive"] == 2 and values["meshnode_peers", "dead"] == 1
+    assert values["meshnode_peers", "left"] == 0 and values["meshnode_links",] == 1
+    assert values["meshnode_mesh_events", "junk"] == 7
+    assert sum(name == "meshnode_demand_per_minute" for name, *_ in found) == DEMANDED_MODELS

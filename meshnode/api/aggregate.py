@@ -17,11 +17,18 @@ Json = dict[str, Any]
 
 
 class StreamFailed(Exception):
-    """llama-server reported an error inside the stream: `error` is its error object."""
+    """llama-server reported an error inside the stream: `error` is its error object, `event` the event as it came."""
 
-    def __init__(self, error: Json) -> None:
+    def __init__(self, error: Json, event: bytes = b"") -> None:
         super().__init__(str(error.get("message", "")))
         self.error = error
+        self.event = event
+
+    @property
+    def status(self) -> int:
+        """The status that the error would have had as an answer of its own."""
+        code = self.error.get("code")
+        return code if isinstance(code, int) and 400 <= code < 600 else 500
 
 
 class Aggregate(Protocol):

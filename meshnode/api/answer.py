@@ -49,12 +49,16 @@ class Answer:
 
     def __init__(self, send: Send, *, dialect: Dialect, headers: Mapping[str, str], request_id: str) -> None:
         self._send = send
-        self._headers = headers
+        self._headers = dict(headers)
         self._finished = False
         self._last_sent = time.monotonic()
         self._writing = False
         self._heartbeat: asyncio.TimerHandle | None = None
         self._pings: set[asyncio.Task[None]] = set()
+        self._writer: asyncio.Task[Any] | None = None
+        self._given_up: asyncio.Task[Any] | None = None
+        self._write_began = 0.0
+        self._patience: asyncio.TimerHandle | None = None
         self.dialect = dialect
         self.request_id = request_id
         self.status = 0
@@ -65,6 +69,10 @@ class Answer:
     def started(self) -> bool:
         """The status has been sent and cannot be changed any more."""
         return self.status != 0
+
+    def add_headers(self, **headers: str) -> None:
+        """Headers for the head, if that has not gone yet. Underscores in names become dashes."""
+        self._headers |= {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def start(self, status: int, headers: Mapping[str, str]) -> None:
         """Send the head."""
@@ -83,20 +91,37 @@ class Answer:
         await self._write(piece)
 
     async def _write(self, piece: bytes) -> None:
+        # One timer watches all writes: a time-out for each would cost more than all else that is done with an event.
         self._writing = True
+        self._writer = asyncio.current_task()
+        self._write_began = time.monotonic()
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(STALL_S, self._look)
         try:
-            async with asyncio.timeout(STALL_S):
-                await self._send({"type": "http.response.body", "body": piece, "more_body": True})
-        except TimeoutError:
+            await self._send({"type": "http.response.body", "body": piece, "more_body": True})
+        except asyncio.CancelledError:
+            if self._given_up is None or self._given_up is not asyncio.current_task():
+                raise
+            self._given_up.uncancel()
             raise CallerLeft from None
         finally:
             self._writing = False
             self._last_sent = time.monotonic()
 
+    def _look(self) -> None:
+        """Give up a write that takes too long."""
+        waited_s = time.monotonic() - self._write_began if self._writing else 0.0
+        if waited_s >= STALL_S and self._writer is not None:
+            self._given_up = self._writer
+            self._writer.cancel()
+            return
+        self._patience = asyncio.get_running_loop().call_later(STALL_S - waited_s, self._look)
+
     async def finish(self) -> None:
         """End the body."""
         if not self._finished:
             self._finished = True
+            self.stop_watching()
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def whole(self, status: int, body: bytes, content_type: str, headers: Mapping[str, str] = NO_HEADERS) -> None:
@@ -142,8 +167,9 @@ class Answer:
             await self.start(200, SSE_HEADERS)
         await self._write(PING)
 
-    def stop_heartbeat(self) -> None:
-        """No more comments."""
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            self._heartbeat = None
+    def stop_watching(self) -> None:
+        """No more comments, and no more patience with slow writes: the answer is over."""
+        for timer in (self._heartbeat, self._patience):
+            if timer is not None:
+                timer.cancel()
+        self._heartbeat = self._patience = None

@@ -10,6 +10,7 @@ import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
@@ -22,9 +23,12 @@ from meshnode.api.access import Access
 from meshnode.api.answer import SSE_HEADERS, CallerLeft
 from meshnode.api.body import parse_object
 from meshnode.api.dialects import dialect_of, error_body, error_headers
+from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.events import MAX_WATCHERS, Events
-from meshnode.api.inference import ENDPOINTS, Inference, read_body
+from meshnode.api.inference import Inference
+from meshnode.api.mesh_control import MeshControls, mesh_commands
 from meshnode.api.metrics import CONTENT_TYPE, Metrics
+from meshnode.api.request import read_body
 from meshnode.api.served import Served, find_served
 from meshnode.errors import (
     BadRequest,
@@ -41,6 +45,7 @@ ASGIApp = Callable[..., Awaitable[None]]
 OPEN_PATHS = frozenset({"/health", "/livez"})
 MAX_CONTROL_BODY_BYTES = 64 << 10
 CONTROL_TOKEN_HEADER = "x-meshnode-token"
+NO_HANDLERS: Mapping[str, ASGIApp] = MappingProxyType({})
 CORS_HEADERS = {
     "access-control-allow-methods": "GET, POST, OPTIONS",
     "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta",
@@ -51,11 +56,21 @@ CORS_HEADERS = {
 class Door:
     """Runs an application only for callers that `access` lets in; answers the rest itself.
 
-    `cors` allows pages of trusted origins to read the answers; the control API never does.
+    `cors` allows pages of trusted origins to read the answers; the control API never does. A POST to one of the paths
+    of `direct` goes straight to its handler, as routing and its layers take longer than all else here.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, *, cors: bool, stopping: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        *,
+        cors: bool,
+        stopping: Callable[[], bool],
+        direct: Mapping[str, ASGIApp] = NO_HANDLERS,
+    ) -> None:
         self._app = app
+        self._direct = direct
         self._access = access
         self._cors = cors
         self._stopping = stopping
@@ -76,7 +91,8 @@ class Door:
             headers = {**CORS_HEADERS, "access-control-allow-origin": origin, "vary": "origin"}
             await Response(status_code=204, headers=headers)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        app = self._direct.get(scope["path"], self._app) if scope["method"] == "POST" else self._app
+        await app(scope, receive, send)
 
 
 def error_response(error: MeshnodeError, path: str, request_id: str) -> JSONResponse:
@@ -113,7 +129,7 @@ def _handlers() -> Mapping[Any, Any]:
 
 def health(models: Sequence[Served]) -> tuple[int, dict[str, object]]:
     """llama-server's own contract: 200 when at least one model answers, 503 with a reason before."""
-    if any(model.state == "ready" for model in models):
+    if any(model.ready for model in models):
         return 200, {"status": "ok"}
     failed = [model for model in models if model.state == "failed"]
     message = "Loading model" if len(failed) < len(models) else "No model is being served"
@@ -133,13 +149,13 @@ def api_app(
 ) -> ASGIApp:
     """The application behind the API port."""
 
-    class Forward:
-        """An ASGI endpoint: Starlette hands the raw call over, so that nothing is buffered."""
+    async def forward(scope: Any, receive: Any, send: Any) -> None:
+        await inference.handle(
+            scope, receive, send, request_id=scope["meshnode.request_id"], origin=scope["meshnode.origin"]
+        )
 
-        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-            await inference.handle(
-                scope, receive, send, request_id=scope["meshnode.request_id"], origin=scope["meshnode.origin"]
-            )
+    async def post_only(_: Request) -> Response:
+        raise HTTPException(405)  # a POST never comes here
 
     def with_cors(request: Request, response: Response) -> Response:
         origin = request.scope["meshnode.origin"]
@@ -167,7 +183,7 @@ def api_app(
 
     app = Starlette(
         routes=[
-            *[Route(path, Forward(), methods=["POST"]) for path in ENDPOINTS],
+            *[Route(path, post_only) for path in ENDPOINTS],
             Route("/v1/models", list_models, methods=["GET"]),
             Route("/v1/models/{name:path}", one_model, methods=["GET"]),
             Route("/health", get_health, methods=["GET"]),
@@ -176,7 +192,7 @@ def api_app(
         ],
         exception_handlers=_handlers(),
     )
-    return Door(app, access, cors=True, stopping=stopping)
+    return Door(app, access, cors=True, stopping=stopping, direct=dict.fromkeys(ENDPOINTS, forward))
 
 
 # --- :3131 ----------------------------------------------------------------------------------------------------
@@ -191,6 +207,7 @@ class Controls:
     unload: Callable[[str], Awaitable[dict[str, Any]]]
     stop: Callable[[bool], None]
     token: str
+    mesh: MeshControls
 
 
 def control_app(
@@ -251,6 +268,12 @@ def control_app(
         controls.stop(members.get("now") is True)
         return JSONResponse({"stopping": True}, 202)
 
+    def mesh_route(path: str, act: Callable[[Mapping[str, object]], Awaitable[dict[str, Any]]]) -> Route:
+        async def endpoint(request: Request) -> Response:
+            return JSONResponse(await act(await command(request)))
+
+        return Route(path, endpoint, methods=["POST"])
+
     async def root(_: Request) -> Response:
         return PlainTextResponse("meshnode: GET /api/status, /api/events, /metrics, /health\n")
 
@@ -262,6 +285,7 @@ def control_app(
             Route("/api/load", load, methods=["POST"]),
             Route("/api/unload", unload, methods=["POST"]),
             Route("/api/stop", stop, methods=["POST"]),
+            *[mesh_route(path, act) for path, act in mesh_commands(controls.mesh).items()],
             Route("/metrics", scrape, methods=["GET"]),
             Route("/health", get_health, methods=["GET"]),
         ],

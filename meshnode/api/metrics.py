@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
-from meshnode.api.inference import STATUS_CALLER_LEFT, Record
+from meshnode.api.record import STATUS_CALLER_LEFT, Record
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,6 +45,19 @@ class Metrics:
             "meshnode_tokens_total", "Tokens read and written", ["model", "direction"], registry=self._registry
         )
 
+        self._retries = Counter(
+            "meshnode_retries_total",
+            "Requests sent to a next host before an answer began",
+            ["model"],
+            registry=self._registry,
+        )
+        self._resumed = Counter(
+            "meshnode_resumed_total",
+            "Answers continued by another host after one failed",
+            ["model", "outcome"],
+            registry=self._registry,
+        )
+
     def finished(self, record: Record) -> None:
         """Count one request. A caller's made-up model name never becomes a label: `record.model` is a served id."""
         self._requests.labels(record.model, record.endpoint, outcome(record)).inc()
@@ -54,6 +67,9 @@ class Metrics:
         self._queued.labels(record.model).observe(record.queued_s)
         if record.first_byte_s is not None:
             self._first.labels(record.model, record.endpoint).observe(record.first_byte_s)
+        self._retries.labels(record.model).inc(record.retries)
+        self._resumed.labels(record.model, "continued").inc(record.resumed)
+        self._resumed.labels(record.model, "failed").inc(record.resume_failed)
         self._tokens.labels(record.model, "in").inc(record.tokens_in)
         self._tokens.labels(record.model, "out").inc(record.tokens_out)
 

@@ -1,13 +1,14 @@
-"""What the gateway knows of a model that this node can answer for, and how callers name it."""
+"""What the gateway knows of a model that this node can answer for: where it runs, and how callers name it."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from meshnode.api.upstream import Connect
+from meshnode.core.routing import HostView
 from meshnode.errors import BadRequest, EngineCrashed, MeshnodeError, ModelLoading, ModelNotFound
 
 ServedState = Literal["loading", "ready", "restarting", "failed"]
@@ -15,8 +16,58 @@ ANY_MODEL = "auto"
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """One place where a model runs: this node (`here`), or a peer.
+
+    `connect` is None while nothing answers there. `content_hash` names the exact weights: an answer that was begun by
+    one host can be continued only by another with the same. Times are in seconds, rates in tokens per second.
+    """
+
+    node: str = ""
+    here: bool = False
+    connect: Connect | None = field(default=None, repr=False)
+    api_key: str = field(default="", repr=False)
+    state: ServedState = "ready"
+    slots: int = 1
+    busy: int = 0
+    waiting: int = 0
+    context_length: int = 0
+    content_hash: str = ""
+    capabilities: tuple[str, ...] = ()
+    rtt_s: float = 0.0
+    tokens_per_s: float | None = None
+    prompt_tokens_per_s: float | None = None
+    radius: str = "local"
+
+    @property
+    def ready(self) -> bool:
+        """A request can be sent there now."""
+        return self.state == "ready" and self.connect is not None
+
+    def view(self, size_bytes: int = 0) -> HostView:
+        """What the router looks at; `size_bytes` is that of the model."""
+        return HostView(
+            node=self.node,
+            here=self.here,
+            rtt_s=self.rtt_s,
+            slots=self.slots,
+            busy=self.busy,
+            waiting=self.waiting,
+            context_length=self.context_length,
+            tokens_per_s=self.tokens_per_s,
+            prompt_tokens_per_s=self.prompt_tokens_per_s,
+            capabilities=self.capabilities,
+            state=self.state,
+            radius=self.radius,
+            size_bytes=size_bytes,
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Served:
-    """A frozen view of one model. `names` are further names it answers to; `slots` how many requests at a time."""
+    """A frozen view of one model. `names` are further names it answers to; `state` and `slots` are those of this node
+    where it runs here, else of the best host.
+    """
 
     id: str
     state: ServedState
@@ -28,11 +79,37 @@ class Served:
     size_bytes: int = 0
     detail: str = ""
     facts: Mapping[str, object] = field(default_factory=dict)
-    connect: Connect | None = None
-    api_key: str = field(default="", repr=False)
+    hosts: tuple[Host, ...] = ()
+
+    def here(self, connect: Connect | None, api_key: str = "", *, node: str = "", content_hash: str = "") -> Served:
+        """This model with the engine of this node as its host."""
+        host = Host(
+            node=node,
+            here=True,
+            connect=connect,
+            api_key=api_key,
+            state=self.state,
+            slots=self.slots,
+            context_length=self.context_length,
+            content_hash=content_hash,
+            capabilities=self.capabilities,
+        )
+        return replace(self, hosts=(host, *(other for other in self.hosts if not other.here)))
+
+    @property
+    def local(self) -> Host | None:
+        """The engine of this node, if the model runs here."""
+        return next((host for host in self.hosts if host.here), None)
+
+    @property
+    def ready(self) -> bool:
+        """At least one host can answer."""
+        return self.state == "ready" or any(host.ready for host in self.hosts)
 
     def as_openai(self, owner: str) -> dict[str, object]:
-        """The entry of `GET /v1/models`. The context length stands under the names that common clients look for."""
+        """The entry of `GET /v1/models`. The context length stands under the names that common clients look for;
+        `meshnode` says where the model runs.
+        """
         return {
             "id": self.id,
             "object": "model",
@@ -42,13 +119,37 @@ class Served:
             "max_model_len": self.context_length,
             "capabilities": list(self.capabilities),
             "aliases": list(self.names),
-            "status": {"value": "loaded" if self.state == "ready" else self.state},
+            "status": {"value": "loaded" if self.ready else self.state},
             "meta": {"n_ctx": self.context_length, "size": self.size_bytes, **self.facts},
+            "meshnode": {
+                "here": self.local is not None,
+                "hosts": [
+                    {
+                        "node": host.node,
+                        "here": host.here,
+                        "radius": host.radius,
+                        "state": host.state,
+                        "slots": host.slots,
+                        "context_length": host.context_length,
+                    }
+                    for host in self.hosts
+                ],
+            },
         }
 
 
-def find_served(name: object, models: Sequence[Served], aliases: Mapping[str, str]) -> Served:
-    """The model that a request means.
+def any_ready(models: Sequence[Served]) -> Served:
+    """The first model that answers, or just the first."""
+    return min(models, key=lambda model: not model.ready)
+
+
+def find_served(
+    name: object,
+    models: Sequence[Served],
+    aliases: Mapping[str, str],
+    choose: Callable[[Sequence[Served]], Served] = any_ready,
+) -> Served:
+    """The model that a request means; `choose` decides what "auto" means.
 
     A request without a name means the only model, or is refused when there are several. Raises BadRequest,
     ModelNotFound with the nearest names, ModelLoading, or EngineCrashed for one that failed.
@@ -61,7 +162,7 @@ def find_served(name: object, models: Sequence[Served], aliases: Mapping[str, st
         raise BadRequest("`model` must be a text")
     wanted = aliases.get(name, name)
     if wanted == ANY_MODEL and models:
-        return _ready(min(models, key=lambda model: model.state != "ready"))
+        return _ready(choose(models))
     for model in models:
         if wanted == model.id or wanted in model.names:
             return _ready(model)
@@ -76,7 +177,7 @@ def find_served(name: object, models: Sequence[Served], aliases: Mapping[str, st
 
 
 def _ready(model: Served) -> Served:
-    if model.state == "ready":
+    if model.ready:
         return model
     if model.state == "failed":
         failure: MeshnodeError = EngineCrashed(f"{model.id}: {model.detail}", retry_after_s=30)

@@ -1,8 +1,11 @@
-"""One HTTP/1.1 exchange with a llama-server, over any byte stream.
+"""One HTTP/1.1 exchange with a llama-server, over any pipe of bytes.
 
-Today the stream is a Unix or loopback socket; a stream of the mesh fits as well, as all that is asked of it is a
-reader and a writer. Each exchange uses a fresh connection: llama-server closes after an SSE answer in spite of its
-keep-alive header. Parsing is llhttp's (httptools); nothing is retried here.
+The pipe is a Unix or loopback socket to the engine beside us, or a stream of the mesh to another node. Each exchange
+uses a fresh one: llama-server closes after an SSE answer in spite of its keep-alive header, and a stream of the mesh
+costs no round trip. Parsing is llhttp's (httptools); nothing is retried here.
+
+A body with neither a length nor chunks ends with its connection (RFC 9112, 6.3). On a socket that end cannot be told
+from a crash, so it counts as one; a stream of the mesh ends with an explicit FIN, and a crash there is a reset.
 """
 
 from __future__ import annotations
@@ -10,14 +13,40 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from typing import Protocol
 
 import httptools
 
 from meshnode.errors import EngineCrashed
+from meshnode.wire.registry import Reset
 
-Connect = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
+
+class Pipe(Protocol):
+    """Bytes both ways. A pipe whose `ends_cleanly` is False may end (`b""`) where it should have been reset; one that
+    has no such member ends cleanly. A pipe may have a member `silent`, which is True while nothing is heard of its
+    other end.
+    """
+
+    async def read(self, limit_bytes: int, /) -> bytes:
+        """Some bytes, or b"" at the end. Raises OSError when the pipe is broken."""
+        ...
+
+    def write(self, data: bytes, /) -> None:
+        """Queue bytes for sending. Raises OSError when the pipe is known to be broken."""
+        ...
+
+    def abort(self) -> None:
+        """Tear both directions down at once. Never raises, and may be called again."""
+        ...
+
+
+Connect = Callable[[], Awaitable[Pipe]]
+"""Opens a fresh pipe to one llama-server. Raises OSError."""
+OpenSockets = Callable[[], Awaitable[tuple[asyncio.StreamReader, asyncio.StreamWriter]]]
 
 READ_BYTES = 64 << 10
+LOOK_S = 0.2
+"""How often a pipe is asked whether its other end is silent."""
 MAX_HEAD_BYTES = 64 << 10
 JOINED_BYTES = 16 << 10
 
@@ -27,6 +56,74 @@ class UpstreamBroken(EngineCrashed):
 
     code = "engine-connection-lost"
     fix = "send the request again"
+    busy = False
+    """The far end had too much to do, and said so."""
+
+    @classmethod
+    def because_of(cls, reason: OSError | httptools.HttpParserError) -> UpstreamBroken:
+        """What a pipe or the parser raised, as this error."""
+        error = cls(type(reason).__name__)
+        error.busy = getattr(reason, "code", None) == Reset.OVERLOAD
+        return error
+
+
+class SilenceWatch:
+    """Breaks a pipe whose other end has fallen silent, if `may_leave` says that there is another way.
+
+    Without another way it waits on: a peer that was gone for two seconds may come back with the rest.
+    """
+
+    def __init__(self, pipe: Pipe, may_leave: Callable[[], bool]) -> None:
+        self._pipe = pipe
+        self._may_leave = may_leave
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        if hasattr(pipe, "silent"):
+            self._look()
+
+    def _look(self) -> None:
+        if self._pipe.silent and self._may_leave():  # type: ignore[attr-defined]
+            self._pipe.abort()
+            return
+        self._timer = self._loop.call_later(LOOK_S, self._look)
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def never() -> bool:
+    """There is no other way."""
+    return False
+
+
+class SocketPipe:
+    """A Unix or TCP connection as a Pipe."""
+
+    ends_cleanly = False
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        self.read = reader.read  # a method of its own would cost an await for every piece
+
+    def write(self, data: bytes, /) -> None:
+        """Queue bytes for sending."""
+        self._writer.write(data)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        with suppress(OSError, RuntimeError):
+            self._writer.transport.abort()
+
+
+def over_sockets(open_sockets: OpenSockets) -> Connect:
+    """What opens a connection as asyncio does, as a Connect."""
+
+    async def connect() -> Pipe:
+        return SocketPipe(*await open_sockets())
+
+    return connect
 
 
 class Exchange:
@@ -36,9 +133,9 @@ class Exchange:
     which is how llama-server learns that nobody waits any more.
     """
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self._watch: SilenceWatch | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._pieces: list[bytes] = []
         self._head_bytes = 0
@@ -49,28 +146,45 @@ class Exchange:
 
     @classmethod
     async def send(
-        cls, connect: Connect, method: str, path: str, *, api_key: str, body: bytes, content_type: str
+        cls,
+        connect: Connect,
+        method: str,
+        path: str,
+        *,
+        api_key: str,
+        body: bytes,
+        content_type: str,
+        request_id: str = "",
+        may_leave: Callable[[], bool] = never,
     ) -> Exchange:
         """Connect, send the request, and return once the head of the answer is here.
 
-        Raises UpstreamBroken when the connection fails or the answer is not HTTP.
+        No key and no id are sent where they are empty. A pipe that falls silent before the exchange is closed counts as
+        broken when `may_leave` says that there is another way. Raises UpstreamBroken when the connection fails or the
+        answer is not HTTP.
         """
         try:
-            reader, writer = await connect()
+            pipe = await connect()
         except OSError as reason:
             raise UpstreamBroken(f"no connection: {reason.strerror or reason}") from None
-        exchange = cls(reader, writer)
+        exchange = cls(pipe)
+        exchange._watch = SilenceWatch(pipe, may_leave)
         try:
+            key = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+            number = f"X-Meshnode-Request-Id: {request_id}\r\n" if request_id else ""
             head = (
-                f"{method} {path} HTTP/1.1\r\nHost: llama-server\r\nAuthorization: Bearer {api_key}\r\n"
+                f"{method} {path} HTTP/1.1\r\nHost: llama-server\r\n{key}{number}"
                 f"Content-Type: {content_type}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
             # Each write is a system call that wakes llama-server: one for both, unless copying the body costs more.
             begin = body[:JOINED_BYTES]
-            writer.write(head.encode("latin-1") + begin)
+            pipe.write(head.encode("latin-1") + begin)
             if len(body) > len(begin):
-                writer.write(memoryview(body)[len(begin) :])
+                pipe.write(body[len(begin) :])
             await exchange._receive_head()
+        except OSError as reason:
+            exchange.close()
+            raise UpstreamBroken.because_of(reason) from None
         except BaseException:
             exchange.close()
             raise
@@ -85,11 +199,11 @@ class Exchange:
     async def _feed(self) -> bool:
         """Read once and parse. False at the end of the connection."""
         try:
-            data = await self._reader.read(READ_BYTES)
+            data = await self._pipe.read(READ_BYTES)
             if data:
                 self._parser.feed_data(data)
         except (OSError, httptools.HttpParserError) as reason:
-            raise UpstreamBroken(type(reason).__name__) from None
+            raise UpstreamBroken.because_of(reason) from None
         return bool(data)
 
     async def body(self) -> AsyncIterator[bytes]:
@@ -102,7 +216,13 @@ class Exchange:
             if self._complete:
                 return
             if not await self._feed():
+                if self._ends_with_the_pipe():
+                    return
                 raise UpstreamBroken("the answer was cut short")
+
+    def _ends_with_the_pipe(self) -> bool:
+        framed = any(name in (b"content-length", b"transfer-encoding") for name, _ in self.headers)
+        return not framed and getattr(self._pipe, "ends_cleanly", True)
 
     async def read_all(self, limit_bytes: int) -> bytes:
         """The whole body. Raises UpstreamBroken beyond `limit_bytes`."""
@@ -121,8 +241,9 @@ class Exchange:
 
     def close(self) -> None:
         """End the connection at once, whatever is still under way."""
-        with suppress(OSError, RuntimeError):
-            self._writer.transport.abort()
+        if self._watch is not None:
+            self._watch.close()
+        self._pipe.abort()
 
     # Called by the parser.
 

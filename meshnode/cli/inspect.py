@@ -69,7 +69,7 @@ def show_models(models: list[dict[str, Any]]) -> None:
         where = f"{round(100 * plan['gpu_layers'] / layers)} %" if layers else "-"
         state = model["state"] if not model["detail"] else f"{model['state']}: {model['detail']}"
         busy = f"{model['busy']}/{model['parallel']}" + (f" +{model['waiting']}" if model["waiting"] else "")
-        since = time.strftime("%H:%M:%S", time.localtime(model["since"]))
+        since = time.strftime("%H:%M:%S", time.localtime(model["since"])) if model["since"] else "-"
         rows.append(
             [
                 model["id"],

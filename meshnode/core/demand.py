@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 
 from meshnode.wire.registry import LIMIT_DEMANDS, LIMIT_MODEL_NAME_CHARS
-from meshnode.wire.schema import MAX_U32
+from meshnode.wire.schema import MAX_U32, can_be_shown
 from meshnode.wire.statements import Demand, Wish
 
 HALF_LIFE_S = 60.0
@@ -40,7 +40,7 @@ class DemandMeter:
 
     def record(self, model: str, now: float) -> None:
         """A caller asks for a model. Names that cannot travel are passed over."""
-        if not 0 < len(model) <= LIMIT_MODEL_NAME_CHARS:
+        if not 0 < len(model) <= LIMIT_MODEL_NAME_CHARS or not can_be_shown(model):
             return
         # A steady rate r gives r: each request adds the integral of the weight that it still has later on.
         one = 60 * math.log(2) / self._half_life_s

@@ -2,7 +2,7 @@
 
     predicted = round trip + waiting for a slot + (prompt tokens - those the host still holds) / prompt speed
 
-This node is preferred unless another is clearly faster; strangers come after everyone who is trusted; of hosts that
+To that a busy host adds a little, as streams that share a host slow each other down to their end. This node is preferred unless another is clearly faster; strangers come after everyone who is trusted; of hosts that
 are about equal, two are drawn and the less busy one goes first, so that many gateways which see the same gossip do not
 all run to the same host (the power of two choices, Mitzenmacher 2001). Hosts that cannot take the request at all are
 listed with the reason, so that the order can be printed and understood.
@@ -42,6 +42,8 @@ HERE_FREE_S, HERE_FREE_SHARE = 0.25, 0.5
 HERE_BUSY_S, HERE_BUSY_SHARE = 0.02, 0.1
 EQUAL_S, EQUAL_SHARE = 0.02, 0.1
 """Differences below the larger of these are within what the prediction can tell."""
+COMPANY_S = 0.25
+"""So much later may the first token come from an idle host than from one whose slots are all but taken."""
 
 FAST_TOKENS_PER_S = 10.0
 """A little faster than people read."""
@@ -172,7 +174,7 @@ class Router:
         wait_s = max(0, load + 1 - slots) / slots * ANSWER_TOKENS / speed
         predicted_s = rtt_s + wait_s + (wanted.prompt_tokens - held_tokens) / prompt_speed
         reason = "here" if host.here else f"{rtt_s * 1000:.0f} ms away"
-        cost_s = predicted_s
+        cost_s = predicted_s + COMPANY_S * min(1.0, load / slots)
         if host.here:
             least_s, share = (HERE_BUSY_S, HERE_BUSY_SHARE) if wait_s else (HERE_FREE_S, HERE_FREE_SHARE)
             cost_s -= max(least_s, share * predicted_s)
@@ -211,10 +213,10 @@ def unable(host: HostView, needs: Collection[str]) -> str:
     """Why a host cannot take such a request now; empty when it can. Unknown capabilities count as all."""
     if host.state != READY:
         return host.state
-    if needs and host.capabilities:
-        missing = sorted(need for need in needs if need not in host.capabilities)
+    if host.capabilities:
+        missing = [need for need in needs if need not in host.capabilities]
         if missing:
-            return f"cannot do {', '.join(missing)}"
+            return f"cannot do {', '.join(sorted(missing))}"
     return ""
 
 

@@ -30,7 +30,9 @@ class SpeedMeter:
     def __init__(self) -> None:
         self._means: dict[str, tuple[_Mean, _Mean]] = {}
 
-    def record(self, model: str, *, tokens_in: int, tokens_out: int, first_byte_s: float | None, total_s: float) -> None:
+    def record(
+        self, model: str, *, tokens_in: int, tokens_out: int, first_byte_s: float | None, total_s: float
+    ) -> None:
         """Take one finished answer into account; times in seconds from the moment its slot was free."""
         if first_byte_s is None:
             return

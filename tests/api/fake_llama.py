@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from meshnode.api.upstream import Pipe, SocketPipe
+
 
 @dataclass
 class Received:
@@ -107,8 +109,8 @@ class FakeLlamaServer:
         self.arrived = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_unix_connection(str(self.socket))
+    async def connect(self) -> Pipe:
+        return SocketPipe(*await asyncio.open_unix_connection(str(self.socket)))
 
     async def request(self, number: int) -> Received:
         """The request of that number (from 0), once it has arrived."""

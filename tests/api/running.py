@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +14,7 @@ from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
 from meshnode.api.inference import Inference, Limits, Record
 from meshnode.api.served import Served
+from meshnode.core.routing import HostView, Ranked, Wanted
 from tests.api.fake_llama import FakeLlamaServer
 
 CHAT = "/v1/chat/completions"
@@ -39,8 +40,9 @@ async def serving(app: Any) -> AsyncIterator[int]:
 
 def served(llama: FakeLlamaServer, name: str = "demo", **more: Any) -> Served:
     """A model that is ready on `llama`."""
-    values = {"state": "ready", "slots": 1, "context_length": 4096, "api_key": "inner", "connect": llama.connect}
-    return Served(name, **(values | more))
+    connect = more.pop("connect", llama.connect)
+    values = {"state": "ready", "slots": 1, "context_length": 4096}
+    return Served(name, **(values | more)).here(connect, "inner")
 
 
 @dataclass
@@ -67,6 +69,31 @@ class Gateway:
         return self.records[number]
 
 
+class InOrder:
+    """A Router that keeps the order in which the hosts are given, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str]] = []
+        self.wanted: list[Wanted] = []
+        self.under_way = 0
+
+    def rank(self, wanted: Wanted, hosts: Sequence[HostView], now: float) -> list[Ranked]:
+        self.wanted.append(wanted)
+        return [Ranked(host.node, 0.1 if host.state == "ready" else None, "") for host in hosts]
+
+    def started(self, node: str, model: str) -> None:
+        self.under_way += 1
+
+    def ended(self, node: str, model: str) -> None:
+        self.under_way -= 1
+
+    def failed(self, node: str, model: str, now: float) -> None:
+        self.told.append(("failed", node))
+
+    def succeeded(self, node: str, model: str, prefix: object, now: float, *, prompt_tokens: int = 0) -> None:
+        self.told.append(("succeeded", node))
+
+
 @asynccontextmanager
 async def gateway(
     *models: Served,
@@ -77,15 +104,18 @@ async def gateway(
     access: Access | None = None,
     aliases: Mapping[str, str] | None = None,
     wrap: Callable[[Any], Any] = lambda app: app,
+    router: InOrder | None = None,
+    stall_s: float = 10,
 ) -> AsyncIterator[Gateway]:
     """The model API in front of `models`."""
     running = Gateway(list(models), Gates(capacity=capacity, timeout_s=timeout_s))
     inference = Inference(
         models=lambda: running.models,
         gates=running.gates,
-        limits=Limits(max_body_bytes, ping_interval_s, aliases or {}),
+        limits=Limits(max_body_bytes, ping_interval_s, aliases or {}, stall_s),
         headers={"x-meshnode-node": "abc"},
         finished=running.finished,
+        router=router,  # type: ignore[arg-type]
     )
     app = api_app(
         inference=inference,

@@ -87,7 +87,7 @@ async def test_a_heartbeat_begins_the_answer_and_stops_with_it() -> None:
     count = len(send.pieces)
     await asyncio.sleep(0.03)
     assert len(send.pieces) == count
-    reply.stop_heartbeat()
+    reply.stop_watching()
 
 
 async def test_a_ping_that_was_due_before_half_an_event_was_written_is_not_sent_into_it() -> None:
@@ -111,7 +111,7 @@ async def test_no_ping_queues_up_behind_a_caller_that_does_not_read() -> None:
     await asyncio.sleep(0.03)
     send.open.set()
     await writing
-    reply.stop_heartbeat()
+    reply.stop_watching()
     assert send.pieces == [b"data: 1\n\n"]
 
 

@@ -12,9 +12,10 @@ from meshnode.api.access import Access
 from meshnode.api.app import CONTROL_TOKEN_HEADER, Controls, control_app
 from meshnode.api.events import Events
 from meshnode.api.inference import Record
+from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Metrics
 from meshnode.api.served import Served
-from meshnode.errors import ModelNotFound
+from meshnode.errors import ModelNotFound, NotInMesh
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, plain, streaming
 from tests.api.raw_http import Connection, ask, request
@@ -30,7 +31,14 @@ async def control(**more: Any) -> AsyncIterator["Control"]:
     started = Control()
     for name, value in more.items():
         setattr(started, name, value)
-    controls = Controls(started.get_status, started.load, started.unload, started.stop, token="secret")
+    controls = Controls(
+        started.get_status,
+        started.load,
+        started.unload,
+        started.stop,
+        token="secret",
+        mesh=no_mesh(NotInMesh),
+    )
     app = control_app(
         controls=controls,
         events=started.events,

@@ -16,13 +16,15 @@ pytestmark = pytest.mark.anyio
 class Work:
     """Holds a slot from `begun` until `release`."""
 
-    def __init__(self, gates: Gates, order: list[str], name: str, *, caller: str = "", slots: int = 1) -> None:
+    def __init__(
+        self, gates: Gates, order: list[str], name: str, *, caller: str = "", slots: int = 1, ahead: bool = False
+    ) -> None:
         self.release = asyncio.Event()
         self.begun = asyncio.Event()
-        self.task = asyncio.create_task(self._run(gates, order, name, caller or name, slots))
+        self.task = asyncio.create_task(self._run(gates, order, name, caller or name, slots, ahead))
 
-    async def _run(self, gates: Gates, order: list[str], name: str, caller: str, slots: int) -> None:
-        async with gates.slot("m", slots=slots, caller=caller):
+    async def _run(self, gates: Gates, order: list[str], name: str, caller: str, slots: int, ahead: bool) -> None:
+        async with gates.slot("m", slots=slots, caller=caller, ahead=ahead):
             order.append(name)
             self.begun.set()
             await self.release.wait()
@@ -42,6 +44,48 @@ async def test_turns_between_callers() -> None:
         item.release.set()
     await asyncio.gather(*(item.task for item in work))
     assert order == ["a1", "a2", "b1", "c1", "a3", "b2"]
+    assert gates.snapshot("m") == QueueSnapshot(1, 0, 0)
+
+
+async def test_the_rest_of_an_answer_goes_ahead_of_all_that_wait() -> None:
+    gates, order = Gates(capacity=4, timeout_s=5), []
+    names = ("a1", "b1", "c1", "rest1", "rest2", "d1")
+    work = {name: Work(gates, order, name, ahead=name.startswith("rest")) for name in names}
+    await settle()
+    assert gates.snapshot("m") == QueueSnapshot(1, 1, 5)
+    for item in work.values():
+        item.release.set()
+    await asyncio.gather(*(item.task for item in work.values()))
+    assert order == ["a1", "rest1", "rest2", "b1", "c1", "d1"]
+    assert gates.snapshot("m") == QueueSnapshot(1, 0, 0)
+    gates.forget("m")
+    assert gates.snapshot("m") == QueueSnapshot(0, 0, 0)
+
+
+async def test_who_goes_ahead_is_bounded_and_may_leave_like_the_others() -> None:
+    gates, order = Gates(capacity=2, timeout_s=5), []
+    holder = Work(gates, order, "a")
+    waiter = Work(gates, order, "b")
+    await settle()
+    ahead = [Work(gates, order, f"rest{number}", ahead=True) for number in range(3)]
+    await settle()
+    with pytest.raises(TooManyRequests):
+        await ahead.pop().task
+    ahead[0].task.cancel()
+    await settle()
+    assert gates.snapshot("m") == QueueSnapshot(1, 1, 2)
+    holder.release.set()
+    await settle()
+    ahead[1].task.cancel()  # it holds the slot by now, or is about to
+    await asyncio.wait({ahead[1].task})
+    await waiter.begun.wait()
+    waiter.release.set()
+    await waiter.task
+    assert gates.snapshot("m") == QueueSnapshot(1, 0, 0)
+    free = Work(gates, order, "rest", ahead=True)
+    await free.begun.wait()  # with a free slot nobody waits
+    free.release.set()
+    await free.task
     assert gates.snapshot("m") == QueueSnapshot(1, 0, 0)
 
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.api import inference
-from meshnode.api.inference import ENDPOINTS, token_counts
+from meshnode.api import request as request_module
+from meshnode.api.endpoints import ENDPOINTS
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, Received, Script, endless, plain, raw, silent, streaming
 from tests.api.raw_http import Connection, ask, request
@@ -51,8 +51,8 @@ async def test_a_stream_passes_byte_for_byte(name: str, gateway: Gateway, llama:
 
 
 async def test_a_stream_that_ends_without_a_blank_line_passes_too(gateway: Gateway, llama: FakeLlamaServer) -> None:
-    llama.script = streaming([b"data: 1\n", b"\ndata: 2\n\ndata: 3\n", b": the end"])
-    assert (await ask(gateway.port, CHAT, STREAM)).body == b"data: 1\n\ndata: 2\n\ndata: 3\n: the end"
+    llama.script = streaming([b"data: 1\n", b"\ndata: 2\n\ndata: [DONE]\n", b": the end"])
+    assert (await ask(gateway.port, CHAT, STREAM)).body == b"data: 1\n\ndata: 2\n\ndata: [DONE]\n: the end"
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -125,13 +125,13 @@ async def test_the_secrets_and_headers_of_a_caller_stop_here(gateway: Gateway, l
 
 async def test_one_connection_may_name_another_model_with_each_request() -> None:
     async with FakeLlamaServer.running() as first, FakeLlamaServer.running() as second:
-        first.script, second.script = streaming([b"data: 1\n\n"]), streaming([b"data: 2\n\n"])
+        first.script, second.script = streaming([b"data: 1\n\n", DONE]), streaming([b"data: 2\n\n", DONE])
         models = (served(first, "one"), served(second, "two", names=("deux",)))
         async with running.gateway(*models, aliases={"gpt-4": "two"}) as gateway:
             async with await Connection.open(gateway.port) as connection:
                 for name, number in (("one", b"1"), ("two", b"2"), ("one", b"1"), ("DEUX", b"2"), ("gpt-4", b"2")):
                     reply = await connection.ask(CHAT, {"model": name, "stream": True})
-                    assert reply.body == b"data: %s\n\n" % number
+                    assert reply.body == b"data: %s\n\n" % number + DONE
             assert {record.model for record in gateway.records} == {"one", "two"}
 
 
@@ -241,7 +241,7 @@ async def test_a_body_over_the_cap_is_413_announced_or_not(llama: FakeLlamaServe
 
 
 async def test_a_body_that_pauses_for_too_long_is_408(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "BODY_PAUSE_S", 0.05)
+    monkeypatch.setattr(request_module, "BODY_PAUSE_S", 0.05)
     async with await Connection.open(gateway.port) as connection:
         await connection.send(request(CHAT, b'{"mod', headers={"Content-Length": "100"}))
         reply = await connection.reply()
@@ -499,14 +499,3 @@ async def test_only_the_listed_endpoints_reach_the_engine(gateway: Gateway, llam
     for path in ENDPOINTS:
         assert (await ask(gateway.port, path)).status == 405
     assert llama.requests == []
-
-
-def test_token_counts_are_read_in_every_dialect_with_what_came_from_the_cache() -> None:
-    for name in PATHS:
-        stream = (DATA / f"{name}.sse").read_bytes()
-        plain_answer = (DATA / f"{name}.json").read_bytes()
-        assert token_counts(stream[:2048] + stream[-2048:]) == token_counts(plain_answer[-2048:])
-        assert token_counts(plain_answer)[0] == (5 if name == "completion" else 17)
-    assert token_counts(b'"timings":{"cache_n":16,"prompt_n":1,"predicted_n":6}') == (17, 6)
-    assert token_counts(b"") == (0, 0)
-    assert token_counts(b'"prompt_tokens": ' + b"9" * 50) == (0, 0)

@@ -1,7 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshnode.api.inference import STATUS_CALLER_LEFT, Record
 from meshnode.api.metrics import Metrics, outcome
+from meshnode.api.record import STATUS_CALLER_LEFT, Record
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
@@ -28,6 +28,16 @@ def test_a_finished_request_is_counted_and_timed() -> None:
     assert found["meshnode_request_seconds_bucket", (both[0], ("le", "0.25"), both[1])] == 1
     assert found["meshnode_tokens_total", (("direction", "in"), ("model", "demo"))] == 8
     assert found["meshnode_tokens_total", (("direction", "out"), ("model", "demo"))] == 4
+
+
+def test_retries_and_continued_answers_are_counted() -> None:
+    metrics = Metrics(list)
+    metrics.finished(record(retries=2, resumed=1))
+    metrics.finished(record(resumed=3, resume_failed=True, error="answer-not-continued"))
+    found = samples(metrics)
+    assert found["meshnode_retries_total", (("model", "demo"),)] == 2
+    assert found["meshnode_resumed_total", (("model", "demo"), ("outcome", "continued"))] == 4
+    assert found["meshnode_resumed_total", (("model", "demo"), ("outcome", "failed"))] == 1
 
 
 def test_outcomes() -> None:

@@ -1,6 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
-from meshnode.api.served import Served, find_served
+from meshnode.api.served import Host, Served, find_served
+from meshnode.api.upstream import Pipe
 from meshnode.errors import BadRequest, EngineCrashed, ModelLoading, ModelNotFound
 
 QWEN = Served("unsloth/Qwen3-4B:Q4_K_M", "ready", names=("qwen3:4b", "qwen3"))
@@ -62,11 +65,61 @@ def test_what_is_not_ready_says_when_to_come_back() -> None:
 
 
 def test_the_inner_key_is_never_shown() -> None:
-    assert "canary" not in repr(Served("demo", "ready", api_key="canary"))
-    assert "canary" not in str(Served("demo", "ready", api_key="canary").as_openai("me"))
+    model = Served("demo", "ready").here(None, "canary")
+    assert "canary" not in repr(model)
+    assert "canary" not in str(model.as_openai("me"))
 
 
 def test_facts_join_the_meta_of_the_listing() -> None:
     entry = Served("demo", "restarting", context_length=9, size_bytes=5, facts={"quant": "Q8_0"}).as_openai("me")
     assert entry["meta"] == {"n_ctx": 9, "size": 5, "quant": "Q8_0"}
     assert entry["status"] == {"value": "restarting"}
+
+
+async def _connect() -> Pipe:
+    raise AssertionError
+
+
+def test_a_model_is_ready_when_any_host_is() -> None:
+    loading = Served("demo", "loading").here(None)
+    assert not loading.ready
+    with pytest.raises(ModelLoading):
+        find_served("demo", [loading], {})
+    elsewhere = Served("demo", "ready", hosts=(Host("b" * 64, connect=_connect, radius="trusted"),))
+    both = replace(loading, hosts=(*loading.hosts, *elsewhere.hosts))
+    assert both.ready and not loading.ready
+    assert find_served("demo", [both], {}) is both
+    assert both.local is loading.hosts[0] and elsewhere.local is None
+
+
+def test_the_listing_tells_where_a_model_runs() -> None:
+    model = Served("demo", "ready", slots=2, context_length=100, hosts=(Host("c" * 64, radius="trusted"),))
+    assert model.here(_connect, node="a" * 64).as_openai("me")["meshnode"] == {
+        "here": True,
+        "hosts": [
+            {"node": "a" * 64, "here": True, "radius": "local", "state": "ready", "slots": 2, "context_length": 100},
+            {"node": "c" * 64, "here": False, "radius": "trusted", "state": "ready", "slots": 1, "context_length": 0},
+        ],
+    }
+
+
+def test_auto_is_what_the_chooser_says_if_it_is_ready() -> None:
+    models = [DEMO, QWEN, Served("slow", "loading")]
+    assert find_served("auto", models, {}, lambda found: found[1]) is QWEN
+    with pytest.raises(ModelLoading):
+        find_served("any", models, {"any": "auto"}, lambda found: found[2])
+
+
+def test_the_router_sees_all_that_counts() -> None:
+    host = Host("b" * 64, rtt_s=0.1, slots=3, busy=2, waiting=1, context_length=9, tokens_per_s=5.0, state="failed")
+    view = host.view(77)
+    assert (view.node, view.rtt_s, view.slots, view.busy, view.waiting) == ("b" * 64, 0.1, 3, 2, 1)
+    assert (view.context_length, view.tokens_per_s, view.state, view.size_bytes) == (9, 5.0, "failed", 77)
+
+
+def test_a_restarted_engine_replaces_its_own_entry_only() -> None:
+    model = Served("demo", "ready", hosts=(Host("c" * 64),)).here(None, content_hash="x").here(_connect)
+    assert [(host.here, host.content_hash, host.ready) for host in model.hosts] == [
+        (True, "", True),
+        (False, "", False),
+    ]

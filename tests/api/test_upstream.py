@@ -1,8 +1,10 @@
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
-from meshnode.api.upstream import Exchange, UpstreamBroken
+from meshnode.api.upstream import Exchange, Pipe, UpstreamBroken, over_sockets
+from meshnode.wire.registry import Reset
 from tests.api.fake_llama import FakeLlamaServer, endless, plain, raw, silent, streaming
 
 pytestmark = pytest.mark.anyio
@@ -50,7 +52,7 @@ async def test_an_answer_before_the_body_was_taken_is_read() -> None:
     port = server.sockets[0].getsockname()[1]
     async with server:
         exchange = await Exchange.send(
-            lambda: asyncio.open_connection("127.0.0.1", port),
+            over_sockets(lambda: asyncio.open_connection("127.0.0.1", port)),
             "POST",
             "/",
             api_key="",
@@ -107,7 +109,7 @@ async def test_a_body_beyond_the_limit_is_not_kept(llama: FakeLlamaServer) -> No
 
 
 async def test_no_connection_is_broken_too() -> None:
-    async def refused() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    async def refused() -> Pipe:
         raise FileNotFoundError(2, "No such file or directory")
 
     with pytest.raises(UpstreamBroken, match="no connection: No such file"):
@@ -128,3 +130,124 @@ async def test_closing_and_cancelling_are_noticed_on_the_other_side(llama: FakeL
     async with asyncio.timeout(1):
         for received in llama.requests:
             await received.left.wait()
+
+
+class MeshPipe:
+    """A stream of the mesh in miniature: gives these pieces, then its end or an error."""
+
+    def __init__(self, *pieces: bytes, error: OSError | None = None) -> None:
+        self.pieces = list(pieces)
+        self.error = error
+        self.sent = b""
+        self.aborted = 0
+
+    async def read(self, limit_bytes: int, /) -> bytes:
+        if not self.pieces and self.error:
+            raise self.error
+        return self.pieces.pop(0) if self.pieces else b""
+
+    def write(self, data: bytes, /) -> None:
+        self.sent += data
+
+    def abort(self) -> None:
+        self.aborted += 1
+
+
+async def over(pipe: MeshPipe, body: bytes = b"{}") -> Exchange:
+    async def connect() -> Pipe:
+        return pipe
+
+    return await Exchange.send(connect, "POST", "/v1/x", api_key="", body=body, content_type="a/b")
+
+
+async def test_over_the_mesh_a_body_ends_with_its_stream_and_no_key_is_sent() -> None:
+    pipe = MeshPipe(b"HTTP/1.1 200 OK\r\nContent-", b"Type: a/b\r\n\r\none", b"two")
+    exchange = await over(pipe, b"x" * 100_000)
+    assert await exchange.read_all(100) == b"onetwo"
+    assert pipe.sent.endswith(b"\r\n\r\n" + b"x" * 100_000)
+    assert b"authorization" not in pipe.sent.lower()
+    exchange.close()
+    assert pipe.aborted == 1
+
+
+@pytest.mark.parametrize(
+    ("pipe", "part"),
+    [
+        (MeshPipe(b"HTTP/1.1 200 OK\r\n\r\none", error=ConnectionResetError()), "ConnectionReset"),
+        (MeshPipe(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\none"), "cut short"),
+        (MeshPipe(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n"), "cut short"),
+        (MeshPipe(b"HTTP/1.1 200 OK\r\n"), "without an answer"),
+        (MeshPipe(error=ConnectionResetError()), "ConnectionReset"),
+    ],
+)
+async def test_over_the_mesh_a_reset_or_a_short_body_is_broken(pipe: MeshPipe, part: str) -> None:
+    with pytest.raises(UpstreamBroken, match=part):
+        await (await over(pipe)).read_all(100)
+
+
+async def test_a_reset_because_of_overload_is_told_apart() -> None:
+    class StreamReset(ConnectionResetError):
+        code = int(Reset.OVERLOAD)
+
+    for error, busy in ((StreamReset(), True), (ConnectionResetError(), False)):
+        with pytest.raises(UpstreamBroken) as caught:
+            await over(MeshPipe(error=error))
+        assert caught.value.busy is busy
+
+
+async def test_a_pipe_that_breaks_while_it_is_written_to_is_broken() -> None:
+    class Broken(MeshPipe):
+        def write(self, data: bytes, /) -> None:
+            raise BrokenPipeError
+
+    pipe = Broken()
+    with pytest.raises(UpstreamBroken, match="BrokenPipe"):
+        await over(pipe)
+    assert pipe.aborted == 1
+
+
+class QuietPipe:
+    """A fake peer that says nothing, and whose link may fall silent."""
+
+    def __init__(self) -> None:
+        self.silent = False
+        self._aborted = asyncio.Event()
+
+    async def read(self, limit_bytes: int, /) -> bytes:
+        await self._aborted.wait()
+        raise ConnectionResetError
+
+    def write(self, data: bytes, /) -> None:
+        self.silent = True
+
+    def abort(self) -> None:
+        self._aborted.set()
+
+
+async def send_over(pipe: QuietPipe, may_leave: Callable[[], bool]) -> None:
+    async def connect() -> QuietPipe:
+        return pipe
+
+    await Exchange.send(connect, "POST", "/", api_key="", body=b"", content_type="", may_leave=may_leave)
+
+
+async def test_a_silent_pipe_is_left_when_there_is_another_way() -> None:
+    async with asyncio.timeout(5):
+        with pytest.raises(UpstreamBroken):
+            await send_over(QuietPipe(), lambda: True)
+
+
+async def test_a_silent_pipe_is_waited_for_when_there_is_none() -> None:
+    asked = asyncio.Event()
+
+    def may_leave() -> bool:
+        asked.set()
+        return False
+
+    sending = asyncio.create_task(send_over(QuietPipe(), may_leave))
+    async with asyncio.timeout(5):
+        await asked.wait()
+    assert not sending.done()
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending

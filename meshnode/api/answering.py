@@ -1,0 +1,324 @@
+"""One request on its way to a whole answer, over as many hosts as it takes.
+
+Each turn of the loop is one attempt at one host. As long as nothing of the answer has gone out, an attempt sends the
+request as it is, and at most MAX_HOSTS are tried. Once something has gone out, an attempt continues the answer from
+there, on a host with the very same weights. A plain answer is collected from the same stream, so it loses nothing
+either; where it cannot be continued it begins anew, as its caller has seen nothing yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+from meshnode.api.aggregate import StreamFailed
+from meshnode.api.answer import Answer
+from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with
+from meshnode.api.candidates import Candidates
+from meshnode.api.continuation import Continuation, can_continue, end_without_host, prepare
+from meshnode.api.delivery import END_MARKS, Collecting, Journal, Passing, StallWatch, whole_events
+from meshnode.api.dialects import foreign_error_body
+from meshnode.api.gate import Gates
+from meshnode.api.joining import Differs
+from meshnode.api.record import Record
+from meshnode.api.request import Limits, Request
+from meshnode.api.resume import CannotContinue, Method
+from meshnode.api.served import Host
+from meshnode.api.upstream import Exchange, UpstreamBroken
+from meshnode.errors import BadRequest, EngineCrashed, ModelLoading
+from meshnode.telemetry import LOG
+
+MAX_HOSTS = 3
+"""Before the first byte. A request that three hosts could not answer is likely to be at fault itself."""
+MAX_HOSTS_EVER = 10
+"""With those that continue it. None is asked again that has failed this request before."""
+MAX_ANSWER_BYTES = 64 << 20
+BUSY_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+"""Waits for the last host that can end an answer while it is busy: all answers of a lost node come to it at once."""
+NODE_DIGITS = 10
+
+FAILURES = (HostFailed, EngineRefused, StreamFailed, UpstreamBroken, Differs)
+Failure = HostFailed | EngineRefused | StreamFailed | UpstreamBroken | Differs
+
+
+class Answering:
+    """The run of one request. `run` returns when the caller has its answer, be it an error of the engine."""
+
+    def __init__(
+        self,
+        request: Request,
+        answer: Answer,
+        record: Record,
+        *,
+        gates: Gates,
+        candidates: Candidates,
+        limits: Limits,
+        preparing: asyncio.Semaphore,
+    ) -> None:
+        self._request = request
+        self._answer = answer
+        self._record = record
+        self._gates = gates
+        self._candidates = candidates
+        self._limits = limits
+        self._preparing = preparing
+        self._path = request.endpoint.path
+        self._sink = Collecting(answer, self._path) if request.rebuild else Passing(answer)
+        self._journal = Journal()
+        self._tried: set[str] = set()
+        self._weights = ""
+        self._method: Method | None = None
+        self._useless: set[Method] = set()
+        self._pauses = iter(BUSY_PAUSES_S)
+
+    async def run(self) -> None:
+        """Answer the request. Raises MeshnodeError when no host could, CallerLeft when nobody takes the answer."""
+        self._record.model, self._record.stream = self._request.model.id, self._request.stream
+        if self._request.stream:
+            self._answer.start_heartbeat(self._limits.ping_interval_s)
+        failure: Failure | None = None
+        while (host := self._next_host()) is not None:
+            if failure is not None and not self._journal.size_bytes:
+                self._record.retries += 1
+            self._tried.add(host.node)
+            begun = self._journal.size_bytes > 0
+            try:
+                with self._candidates.trying(self._request, host):
+                    await self._attempt(host)
+                self._candidates.succeeded(self._request, host)
+                return
+            except FAILURES as reason:
+                if begun and isinstance(reason, EngineRefused | Differs) and self._other_method(host):
+                    continue
+                if begun and await self._waited_for(host, reason):
+                    continue
+                # A refusal to go on is no answer to the request: what counts is that the first host broke off.
+                if not (begun and isinstance(reason, EngineRefused)):
+                    failure = reason
+                    if not _may_go_elsewhere(reason):
+                        break
+                if _tells_against(reason):
+                    self._candidates.failed(self._request, host)
+                LOG.info("%s failed request %s: %s", host.node[:NODE_DIGITS] or "this node", self._record.id, reason)
+        if ending := self._journal.size_bytes and end_without_host(self._request, self._journal.read()):
+            await self._sink.take(ending)
+            await self._sink.end()
+            return
+        self._record.resume_failed = bool(self._journal.size_bytes)
+        await self._give_up(failure)
+
+    def _next_host(self) -> Host | None:
+        """Whom to ask now: anyone who serves the model, or once the answer has begun anyone with the same weights."""
+        if self._journal.size_bytes:
+            if found := self._successors():
+                return found[0]
+            if not self._request.rebuild:
+                return None
+            self._begin_anew()
+        if len(self._tried) >= MAX_HOSTS:
+            return None
+        return next(iter(self._candidates.order(self._request, without=self._tried)), None)
+
+    def _successors(self) -> list[Host]:
+        if not self._weights or not self._journal.whole or len(self._tried) >= MAX_HOSTS_EVER:
+            return []
+        return self._candidates.order(self._request, without=self._tried, content_hash=self._weights)
+
+    def _other_method(self, host: Host) -> bool:
+        """The text so far was no use to this engine: whether the same host may be asked in another way."""
+        if self._method is not Method.CONTINUE:
+            return False
+        self._useless.add(self._method)
+        self._tried.discard(host.node)
+        return True
+
+    async def _waited_for(self, host: Host, reason: Failure) -> bool:
+        """Pause if this host is busy and no other can end the answer; whether it is worth asking again."""
+        if not getattr(reason, "busy", False) or self._successors():
+            return False
+        pause_s = next(self._pauses, None)
+        if pause_s is None:
+            return False
+        await asyncio.sleep(pause_s)
+        self._tried.discard(host.node)
+        return True
+
+    def _begin_anew(self) -> None:
+        assert isinstance(self._sink, Collecting)
+        self._sink.restart()
+        self._journal.clear()
+
+    # --- one attempt ----------------------------------------------------------------------------------------
+
+    async def _attempt(self, host: Host) -> None:
+        request = self._request
+        continuation = await self._continuation(host) if self._journal.size_bytes else None
+        if continuation is not None and continuation.body is None:  # nothing but the end is missing
+            return await self._take_all(continuation)
+        body = continuation.body if continuation and continuation.body else request.body_for(host)
+        errand = Errand(
+            request.model.id,
+            request.endpoint,
+            body,
+            request.content_type,
+            request.caller,
+            self._record.id,
+            continues=continuation is not None,
+        )
+        async with exchange_with(
+            lambda: self._candidates.find(request.model.id, host),
+            errand,
+            here=host.here,
+            gates=self._gates,
+            slots=host.slots,
+            may_leave=self._may_leave_silent,
+        ) as exchange:
+            if continuation is None:
+                self._record.queued_s = time.monotonic() - self._record.started_at
+            self._name(host)
+            if (exchange.header(b"content-type") or b"").startswith(b"text/event-stream"):
+                await self._stream(exchange, continuation)
+            else:
+                await self._one_piece(exchange)
+
+    def _name(self, host: Host) -> None:
+        """Tell who answers, in the head if that has not gone yet."""
+        self._weights = host.content_hash
+        if not host.here:
+            self._answer.add_headers(x_meshnode_node=host.node[:NODE_DIGITS], x_meshnode_radius=host.radius)
+        self._record.node, self._record.radius = host.node, host.radius
+
+    async def _one_piece(self, exchange: Exchange) -> None:
+        """An answer that is no stream of events."""
+        content_type = (exchange.header(b"content-type") or b"application/json").decode("latin-1")
+        body = await exchange.read_all(MAX_ANSWER_BYTES)
+        if self._answer.started:
+            raise UpstreamBroken("a stream was asked for, and none came")
+        if self._request.rebuild:
+            raise UpstreamBroken("the answer has an unknown form")
+        await self._answer.whole(exchange.status, body, content_type)
+
+    async def _stream(self, exchange: Exchange, continuation: Continuation | None) -> None:
+        watch = StallWatch(exchange, self._limits.stall_s, self._may_leave)
+        mark = END_MARKS.get(self._path, b"")
+        whole = False
+        try:
+            async for events in whole_events(exchange, watch.touch):
+                whole = whole or mark in events
+                await self._take(events, continuation)
+        except UpstreamBroken:
+            if not whole:
+                raise
+        finally:
+            watch.close()
+        if not whole:
+            raise UpstreamBroken("the stream ended before the answer was complete")
+        await self._sink.end()
+
+    def _may_leave_silent(self) -> bool:
+        """As `_may_leave`, also while nothing has come yet."""
+        if self._journal.size_bytes:
+            return self._may_leave()
+        return len(self._tried) < MAX_HOSTS and bool(self._candidates.order(self._request, without=self._tried))
+
+    def _may_leave(self) -> bool:
+        """Whether a silent host can be left for another that goes on with the answer."""
+        return bool(self._successors()) and can_continue(self._request, self._journal.read())
+
+    async def _take(self, events: bytes, continuation: Continuation | None) -> None:
+        if continuation is not None:
+            events = continuation.join(events)
+            if not events:
+                return
+            await self._mark(continuation)
+        self._journal.keep(events)
+        await self._sink.take(events)
+
+    # --- going on elsewhere ---------------------------------------------------------------------------------
+
+    async def _continuation(self, host: Host) -> Continuation:
+        """How this host goes on where the last one broke off. Raises HostFailed when it cannot."""
+        try:
+            async with self._preparing:
+                found = await prepare(
+                    self._request,
+                    self._journal.read(),
+                    host,
+                    finder=self._candidates,
+                    gates=self._gates,
+                    without=self._useless,
+                )
+        except CannotContinue as reason:
+            raise HostFailed(EngineCrashed(str(reason)), cool_down=False) from None
+        self._method = found.method
+        return found
+
+    async def _mark(self, continuation: Continuation) -> None:
+        """Before the first event of another host: a comment in a stream, a header of a plain answer."""
+        if continuation.marked:
+            return
+        continuation.marked = True
+        self._record.resumed += 1
+        if self._request.rebuild:
+            self._answer.add_headers(x_meshnode_resumed=str(self._record.resumed))
+        else:
+            await self._answer.write(b": meshnode-resumed %d\n\n" % self._record.resumed)
+
+    async def _take_all(self, continuation: Continuation) -> None:
+        """The end of an answer that was complete but for its form."""
+        await self._take(b"", continuation)
+        await self._sink.end()
+
+    # --- the end of all hosts -------------------------------------------------------------------------------
+
+    async def _give_up(self, failure: Failure | None) -> None:
+        """Tell the caller, in its dialect, what the last host said."""
+        match failure:
+            case None:
+                raise ModelLoading(f"no node serves {self._request.model.id} now", retry_after_s=2)
+            case EngineRefused():
+                await self._report(failure.status, failure.error, failure.retry_after)
+            case StreamFailed() if self._answer.started and not self._request.rebuild:
+                self._record.error = EngineCrashed.code
+                await self._answer.write(failure.event)
+                await self._answer.finish()
+            case StreamFailed():
+                await self._report(failure.status, failure.error)
+            case HostFailed():
+                raise failure.error
+            case _:
+                raise failure
+
+    async def _report(self, status: int, error: dict[str, Any], retry_after: str = "") -> None:
+        answer = self._answer
+        message = str(error.get("message", "the engine gave no reason"))
+        if answer.started:
+            fault = BadRequest(message) if status < 500 else EngineCrashed(message)
+            self._record.error = fault.code
+            await answer.fail(fault)
+            return
+        code = str(error.get("type", "error"))
+        body = foreign_error_body(message, status, code, answer.dialect, answer.request_id)
+        extra = {name: error[name] for name in ("n_prompt_tokens", "n_ctx") if name in error}
+        inner = body["error"]
+        if extra and isinstance(inner, dict):
+            inner |= extra
+        await answer.json(status, body, {"retry-after": retry_after} if retry_after else {})
+
+
+def _may_go_elsewhere(failure: Failure) -> bool:
+    match failure:
+        case EngineRefused():
+            return failure.elsewhere
+        case StreamFailed():
+            return failure.status >= 500
+    return True
+
+
+def _tells_against(failure: Failure) -> bool:
+    """The host is better avoided for a while."""
+    match failure:
+        case HostFailed() | EngineRefused():
+            return failure.cool_down
+    return not isinstance(failure, Differs)

@@ -1,0 +1,247 @@
+"""Between the gateway and the mesh: what this node offers to others, and what others offer, as models with hosts.
+
+Translations only: from the views of serving and hardware to wire values, and from the members of the mesh to the
+models that callers see. Nothing here waits or decides; the order of hosts is the router's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from meshnode.api.served import Host, Served, ServedState
+from meshnode.api.upstream import Connect
+from meshnode.core.effects import Member
+from meshnode.hardware import Inventory
+from meshnode.wire.registry import LIMIT_DEVICES, LIMIT_MODEL_NAME_CHARS, LIMIT_MODELS, LIMIT_NAME_CHARS, Role
+from meshnode.wire.schema import can_be_shown, showable
+from meshnode.wire.statements import CONTENT_HASH_BYTES, Capability, Device, ModelState, Offer
+
+MEMORY_STEP_BYTES = 256 << 20
+"""Free memory is told in steps: every page that comes and goes would be news otherwise."""
+UNKNOWN_RTT_S = 0.05
+RADIUS_HERE = "local"
+RADIUS_MESH = "trusted"
+MAX_OFFERED_NAMES = 4
+
+_STATES: dict[str, int] = {
+    "loading": ModelState.LOADING,
+    "ready": ModelState.READY,
+    "restarting": ModelState.RESTARTING,
+    "failed": ModelState.FAILED,
+}
+_WORDS: dict[int, ServedState] = {
+    ModelState.LOADING: "loading",
+    ModelState.READY: "ready",
+    ModelState.RESTARTING: "restarting",
+    ModelState.FAILED: "failed",
+}
+
+Speed = Callable[[str], tuple[float | None, float | None]]
+"""Model -> tokens per second while answering and while reading a prompt; None where nothing was measured."""
+
+
+# --- what this node offers ------------------------------------------------------------------------------------
+
+
+def devices_of(inventory: Inventory | None) -> tuple[Device, ...]:
+    """The devices of this machine that can hold layers; the processor's memory stands last."""
+    if inventory is None:
+        return ()
+    found = [
+        Device(showable(gpu.name, LIMIT_NAME_CHARS), gpu.total_bytes or 0, _stepped(gpu.free_bytes or 0))
+        for gpu in inventory.accelerators
+    ]
+    memory = inventory.memory
+    host = Device("host", memory.total_bytes, _stepped(memory.available_bytes))
+    return (*found[: LIMIT_DEVICES - 1], host)
+
+
+def offers_of(models: Iterable[Served], entries: Sequence[dict[str, Any]], speed: Speed) -> tuple[Offer, ...]:
+    """The models of this node as others hear of them. `entries` are those of /api/status, for queue and state."""
+    queues = {entry["id"]: entry for entry in entries}
+    found = []
+    for model in models:
+        host = model.local
+        if host is None or model.state == "failed":
+            continue
+        entry = queues.get(model.id, {})
+        answering, reading = speed(model.id)
+        found.append(
+            Offer(
+                name=showable(model.id, LIMIT_MODEL_NAME_CHARS) or "model",
+                content_hash=bytes.fromhex(host.content_hash or "00" * CONTENT_HASH_BYTES)[:CONTENT_HASH_BYTES],
+                state=_STATES[model.state],
+                context=model.context_length,
+                slots=model.slots,
+                busy=min(int(entry.get("busy", 0)), model.slots),
+                waiting=int(entry.get("waiting", 0)),
+                capabilities=_flags(model.capabilities),
+                decode_speed=round(10 * (answering or entry.get("predicted_tokens_per_s") or 0)),
+                prompt_speed=round(10 * (reading or 0)),
+                size_bytes=model.size_bytes,
+                names=tuple(_fitting(model.names)),
+            )
+        )
+    return tuple(found[:LIMIT_MODELS])
+
+
+def _fitting(names: Iterable[str]) -> list[str]:
+    """Names that mean something elsewhere: no paths of this machine."""
+    fitting = [name for name in names if 0 < len(name) <= LIMIT_MODEL_NAME_CHARS and can_be_shown(name)]
+    return [name for name in fitting if name[0] not in "/.~"][:MAX_OFFERED_NAMES]
+
+
+def _flags(capabilities: Iterable[str]) -> int:
+    known = {flag.name.lower(): flag for flag in Capability if flag.name}
+    return int(sum(known[name] for name in capabilities if name in known))
+
+
+def _stepped(size: int) -> int:
+    return size // MEMORY_STEP_BYTES * MEMORY_STEP_BYTES
+
+
+# --- what others offer ----------------------------------------------------------------------------------------
+
+
+def served_over_mesh(
+    local: Sequence[Served], members: Iterable[Member], connect: Callable[[bytes], Connect]
+) -> list[Served]:
+    """The models of this node and of every reachable member, those of one name as one model with several hosts."""
+    found: dict[str, Served] = {model.id: model for model in local}
+    for member in members:
+        if member.state != "alive" or not member.reachable or member.dynamic is None:
+            continue
+        for offer in member.dynamic.models:
+            host = _host(member, offer, connect)
+            known = found.get(offer.name)
+            found[offer.name] = _with_host(known, host) if known else _remote(offer, host)
+    return list(found.values())
+
+
+def _host(member: Member, offer: Offer, connect: Callable[[bytes], Connect]) -> Host:
+    rtt_s = member.rtt_s if member.rtt_s is not None else member.estimated_rtt_s
+    return Host(
+        node=member.node.hex(),
+        connect=connect(member.node),
+        state=_WORDS[offer.state],
+        slots=offer.slots,
+        busy=offer.busy,
+        waiting=offer.waiting,
+        context_length=offer.context,
+        content_hash=offer.content_hash.hex() if any(offer.content_hash) else "",
+        capabilities=capability_names(offer.capabilities),
+        rtt_s=UNKNOWN_RTT_S if rtt_s is None else rtt_s,
+        tokens_per_s=offer.decode_speed / 10 or None,
+        prompt_tokens_per_s=offer.prompt_speed / 10 or None,
+        radius=RADIUS_MESH,
+    )
+
+
+def capability_names(flags: int) -> tuple[str, ...]:
+    """The words of a set of Capability flags; unknown bits are passed over."""
+    return tuple(flag.name.lower() for flag in Capability if flag.name and flags & flag)
+
+
+def _remote(offer: Offer, host: Host) -> Served:
+    return Served(
+        id=offer.name,
+        state=host.state,
+        names=offer.names,
+        slots=host.slots,
+        context_length=host.context_length,
+        capabilities=host.capabilities,
+        size_bytes=offer.size_bytes,
+        hosts=(host,),
+    )
+
+
+def _with_host(model: Served, host: Host) -> Served:
+    here = model.local is not None
+    return dataclasses.replace(
+        model,
+        state=model.state if here or model.state == "ready" else host.state,
+        context_length=max(model.context_length, host.context_length),
+        capabilities=model.capabilities or host.capabilities,
+        hosts=(*model.hosts, host),
+    )
+
+
+# --- how a member is shown ------------------------------------------------------------------------------------
+
+
+def peer_facts(member: Member, address: str | None) -> dict[str, Any]:
+    """A member for /api/status. Names are what the peer says of itself: untrusted text."""
+    identity, dynamic = member.identity, member.dynamic
+    devices = dynamic.devices if dynamic else ()
+    rtt_s = member.rtt_s
+    return {
+        "id": member.node.hex(),
+        "short": member.node.hex()[:10],
+        "name": identity.name if identity else "",
+        "state": member.state,
+        "reachable": member.reachable,
+        "role": Role(member.role).name.lower() if member.role else "member",
+        "address": address,
+        "path": "direct" if member.linked else None,
+        "linked": member.linked,
+        "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 2),
+        "estimated_rtt_ms": None if member.estimated_rtt_s is None else round(member.estimated_rtt_s * 1e3, 2),
+        "software": identity.software if identity else "",
+        "models": [_offer_facts(offer) for offer in dynamic.models] if dynamic else [],
+        "memory": {
+            "total_bytes": sum(device.total_bytes for device in devices),
+            "free_bytes": sum(device.free_bytes for device in devices),
+        },
+        "devices": [dataclasses.asdict(device) for device in devices],
+    }
+
+
+def _offer_facts(offer: Offer) -> dict[str, Any]:
+    return {
+        "id": offer.name,
+        "state": _WORDS[offer.state],
+        "context_length": offer.context,
+        "slots": offer.slots,
+        "busy": offer.busy,
+        "waiting": offer.waiting,
+        "tokens_per_s": offer.decode_speed / 10 or None,
+        "content_hash": offer.content_hash.hex() if any(offer.content_hash) else "",
+    }
+
+
+def has_replica(model: Served) -> bool:
+    """Another host could go on with every answer of this node's engine: it holds the same weights and is ready."""
+    here = model.local
+    if here is None or not here.content_hash:
+        return False
+    return any(other.ready and other.content_hash == here.content_hash for other in model.hosts if not other.here)
+
+
+def mesh_entries(models: Iterable[Served]) -> list[dict[str, Any]]:
+    """The models that only other nodes run, as entries of /api/status beside those of this node."""
+    return [
+        {
+            "id": model.id,
+            "canonical": model.id,
+            "state": model.state,
+            "detail": model.detail,
+            "error": None,
+            "since": None,
+            "where": f"mesh ({len(model.hosts)})",
+            "size_bytes": model.size_bytes,
+            "quantisation": "",
+            "context_length": model.context_length,
+            "parallel": sum(host.slots for host in model.hosts),
+            "busy": sum(host.busy for host in model.hosts),
+            "waiting": sum(host.waiting for host in model.hosts),
+            "capabilities": list(model.capabilities),
+            "draft": "",
+            "predicted_tokens_per_s": max((host.tokens_per_s or 0 for host in model.hosts), default=0) or None,
+            "plan": None,
+            "engine": None,
+        }
+        for model in models
+        if model.local is None
+    ]

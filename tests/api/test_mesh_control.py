@@ -1,0 +1,81 @@
+"""Members of the calls are checked before anything is done, and arrive as plain values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from meshnode.api.mesh_control import no_mesh, mesh_commands
+from meshnode.errors import BadRequest, NotInMesh
+
+pytestmark = pytest.mark.anyio
+
+
+class FakeControls:
+    """Answers with what it was asked."""
+
+    def __getattr__(self, name: str) -> Any:
+        async def answer(*given: object, **named: object) -> dict[str, Any]:
+            return {"call": name, "given": list(given), **named}
+
+        return answer
+
+
+COMMANDS = mesh_commands(FakeControls())
+
+
+async def test_an_invite_has_sensible_defaults() -> None:
+    assert await COMMANDS["/api/invite"]({}) == {
+        "call": "invite",
+        "given": [],
+        "role": "member",
+        "ttl_s": 86_400,
+        "uses": 5,
+        "may_invite": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "members", "given"),
+    [
+        ("/api/invite/revoke", {"id": "0a"}, ["0a"]),
+        ("/api/join", {"token": "mn1abc"}, ["mn1abc"]),
+        ("/api/leave", {"x": 1}, []),
+        ("/api/ping", {"node": "studio"}, ["studio", 4]),
+        ("/api/ping", {"node": "studio", "count": 100}, ["studio", 100]),
+        ("/api/pair", {}, [None]),
+        ("/api/pair", {"code": "7-amber-fox"}, ["7-amber-fox"]),
+    ],
+)
+async def test_members_arrive(path: str, members: dict[str, object], given: list[object]) -> None:
+    assert (await COMMANDS[path](members))["given"] == given
+
+
+@pytest.mark.parametrize(
+    ("path", "members"),
+    [
+        ("/api/invite", {"role": "admin"}),
+        ("/api/invite", {"role": 1}),
+        ("/api/invite", {"ttl_s": 0}),
+        ("/api/invite", {"ttl_s": 1e9}),
+        ("/api/invite", {"ttl_s": 10**9}),
+        ("/api/invite", {"uses": True}),
+        ("/api/invite", {"uses": "5"}),
+        ("/api/invite/revoke", {}),
+        ("/api/join", {"token": ""}),
+        ("/api/join", {"token": "x" * 10_000}),
+        ("/api/join", {"token": ["mn1"]}),
+        ("/api/ping", {"node": "a", "count": 101}),
+        ("/api/pair", {"code": 7}),
+    ],
+)
+def test_members_out_of_bounds_are_refused(path: str, members: dict[str, object]) -> None:
+    with pytest.raises(BadRequest):
+        COMMANDS[path](members)
+
+
+async def test_a_node_without_a_mesh_says_why() -> None:
+    commands = mesh_commands(no_mesh(lambda: NotInMesh("started with --solo")))
+    with pytest.raises(NotInMesh, match="solo"):
+        await commands["/api/leave"]({})

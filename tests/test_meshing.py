@@ -1,0 +1,244 @@
+"""A node's part in its mesh, over real QUIC on loopback: found, join, offer, use, leave, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from meshnode.api.gate import Gates
+from meshnode.api.served import Served
+from meshnode.config import Places, Settings
+from meshnode.errors import (
+    AlreadyInMesh,
+    InviteInvalid,
+    MeshnodeError,
+    NodeNotFound,
+    NotInMesh,
+    PeerUnreachable,
+    PortInUse,
+)
+from meshnode.identity import load_or_create
+from meshnode.meshing import Meshing
+from meshnode.serving import Serving
+from meshnode.telemetry import ProblemBoard, silent
+
+pytestmark = pytest.mark.anyio
+
+QUIET = Settings(bind_host="127.0.0.1", bind_port=0, lan="off", sources={"bind_port": "test"})
+
+
+class FakeServing(Serving):
+    """Serves whatever the test says, without an engine."""
+
+    def __init__(self, **parts: Any) -> None:
+        super().__init__(**parts)
+        self.models: list[Served] = []
+
+    def served(self) -> list[Served]:
+        return self.models
+
+    def entries(self) -> list[dict[str, Any]]:
+        return []
+
+
+async def nowhere() -> Any:
+    raise ConnectionError
+
+
+async def refuse(*_: object) -> None:
+    raise AssertionError("no request was expected")
+
+
+class Stage:
+    """One node's Meshing and what surrounds it."""
+
+    def __init__(self, home: Path, **settings: Any) -> None:
+        places = Places(home, home / "cache", home / "config.toml")
+        problems = ProblemBoard()
+        gates = Gates(capacity=1, timeout_s=1)
+        self.told: list[tuple[str, str]] = []
+
+        def tell(label: str, text: str) -> None:
+            self.told.append((label, text))
+
+        chosen = dataclasses.replace(QUIET, **settings)
+        self.serving = FakeServing(
+            settings=chosen,
+            places=places,
+            problems=problems,
+            gates=gates,
+            report=silent,
+            tell=tell,
+            changed=lambda: None,
+        )
+        self.meshing = Meshing(
+            settings=chosen,
+            places=places,
+            identity=load_or_create(home / "node.key"),
+            serving=self.serving,
+            problems=problems,
+            tell=tell,
+            changed=lambda: None,
+        )
+
+    def serve(self, name: str) -> None:
+        self.serving.models = [
+            Served(name, "ready", slots=2, context_length=512, capabilities=("chat",)).here(
+                nowhere, node="aa" * 32, content_hash="cc" * 16
+            )
+        ]
+        self.meshing.touch()
+
+    def facts(self) -> dict[str, Any]:
+        facts = self.meshing.facts()
+        assert facts is not None
+        return facts
+
+
+@asynccontextmanager
+async def running(home: Path, **settings: Any) -> AsyncIterator[Stage]:
+    stage = Stage(home, **settings)
+    try:
+        await stage.meshing.start(refuse)
+        yield stage
+    finally:
+        await stage.meshing.stop(now=True)
+
+
+async def until(true: Callable[[], bool], limit_s: float = 10) -> None:
+    async with asyncio.timeout(limit_s):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def token_of(stage: Stage) -> str:
+    token = await stage.meshing.first_invite()
+    assert token is not None
+    return token
+
+
+async def test_the_first_start_founds_a_mesh_and_later_ones_return_to_it(tmp_path: Path) -> None:
+    async with running(tmp_path, name="studio") as stage:
+        facts = stage.facts()
+        assert (facts["name"], facts["role"], facts["state"], facts["may_invite"]) == (
+            "studio's mesh",
+            "member",
+            "alone",
+            True,
+        )
+        assert facts["peers"] == [] and facts["addresses"][0].startswith("127.0.0.1:")
+    async with running(tmp_path, mesh_name="another") as stage:
+        assert stage.facts()["id"] == facts["id"]
+
+
+async def test_two_nodes_serve_each_others_models(tmp_path: Path) -> None:
+    async with running(tmp_path / "a", name="left", mesh_name="home") as a:
+        async with running(tmp_path / "b", name="right", join=await token_of(a)) as b:
+            assert b.facts()["name"] == "home" and not b.facts()["may_invite"]
+            assert any("connected" in text for label, text in b.told if label == "mesh")
+            a.serve("small")
+            b.serve("large")
+            for stage in (a, b):
+                await until(lambda stage=stage: {model.id for model in stage.meshing.served()} == {"small", "large"})
+            (peer,) = b.facts()["peers"]
+            assert (peer["name"], peer["state"], peer["models"][0]["id"]) == ("left", "alive", "small")
+            answer = await b.meshing.ping("LEFT", 3)
+            assert len(answer["rtts_ms"]) == 3 and answer["node"] == peer["id"]
+            assert (await b.meshing.ping(peer["id"][:6], 1))["name"] == "left"
+        await until(lambda: [model.id for model in a.meshing.served()] == ["small"], 3)
+
+
+async def test_a_client_sees_models_and_offers_none(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a:
+        a.serve("small")
+        made = await a.meshing.invite(role="client", ttl_s=60, uses=1, may_invite=False)
+        async with running(tmp_path / "b", client=True, join=made["token"]) as b:
+            await until(lambda: [model.id for model in b.meshing.served()] == ["small"])
+            assert b.facts()["role"] == "client"
+            with pytest.raises(MeshnodeError):
+                await b.meshing.invite(role="member", ttl_s=60, uses=1, may_invite=False)
+        (entry,) = a.facts()["invites"]
+        assert entry["id"] == made["id"] and entry["uses_left"] == 0
+        assert "token" not in entry
+
+
+async def test_an_invite_for_clients_makes_no_member(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a:
+        made = await a.meshing.invite(role="client", ttl_s=60, uses=1, may_invite=False)
+        with pytest.raises(InviteInvalid, match="client-only"):
+            await Stage(tmp_path / "b", join=made["token"]).meshing.start(refuse)
+
+
+async def test_a_revoked_invite_admits_nobody(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a:
+        made = await a.meshing.invite(role="member", ttl_s=60, uses=1, may_invite=False)
+        assert (await a.meshing.revoke(made["id"]))["revoked"]
+        late = Stage(tmp_path / "b", join=made["token"])
+        with pytest.raises(InviteInvalid, match="revoked"):
+            await late.meshing.start(refuse)
+        await late.meshing.stop(now=True)
+
+
+@pytest.mark.parametrize("token", ["", "mn1", "nonsense", "mn1" + "a" * 300])
+async def test_a_mistyped_invite_is_told_before_anything_is_opened(tmp_path: Path, token: str) -> None:
+    stage = Stage(tmp_path)
+    with pytest.raises(InviteInvalid):
+        await stage.meshing.join(token)
+    assert stage.meshing.facts() is None
+
+
+async def test_a_client_without_an_invite_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(NotInMesh) as caught:
+        await Stage(tmp_path, client=True).meshing.start(refuse)
+    assert "--join TOKEN" in caught.value.fix
+
+
+async def test_the_mesh_that_nobody_else_is_in_gives_way_to_another(tmp_path: Path) -> None:
+    async with running(tmp_path / "a", mesh_name="home") as a, running(tmp_path / "b") as b:
+        joined = await b.meshing.join(await token_of(a))
+        assert joined["name"] == "home" == b.facts()["name"]
+        await until(lambda: bool(a.facts()["peers"]))
+        async with running(tmp_path / "c") as c:
+            with pytest.raises(AlreadyInMesh):
+                await a.meshing.join(await token_of(c))
+        assert a.facts()["name"] == "home"
+
+
+async def test_a_join_that_fails_leaves_a_node_that_can_still_invite(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a:
+        token = await token_of(a)
+    async with running(tmp_path / "b") as b:
+        with pytest.raises(PeerUnreachable):
+            await b.meshing.join(token)
+        assert b.facts()["may_invite"] and (await token_of(b)).startswith("mn1")
+
+
+async def test_leaving_is_told_and_forgets_the_mesh(tmp_path: Path) -> None:
+    async with running(tmp_path / "a", mesh_name="home") as a, running(tmp_path / "b", join=await token_of(a)) as b:
+        await until(lambda: bool(a.facts()["peers"]))
+        assert await b.meshing.leave() == {"left": "home"}
+        assert b.meshing.facts() is None
+        await until(lambda: all(peer["state"] == "left" for peer in a.facts()["peers"]), 3)
+        with pytest.raises(NotInMesh):
+            await b.meshing.ping("any", 1)
+
+
+async def test_a_port_that_was_asked_for_is_not_replaced(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a:
+        port = int(a.facts()["addresses"][0].rpartition(":")[2])
+        with pytest.raises(PortInUse):
+            await Stage(tmp_path / "b", bind_port=port).meshing.start(refuse)
+        async with running(tmp_path / "c", bind_port=port, sources={}) as c:
+            assert int(c.facts()["addresses"][0].rpartition(":")[2]) != port
+
+
+async def test_a_peer_that_is_not_there_cannot_be_pinged(tmp_path: Path) -> None:
+    async with running(tmp_path) as stage:
+        with pytest.raises(NodeNotFound):
+            await stage.meshing.ping("studio", 1)
