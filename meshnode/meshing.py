@@ -15,6 +15,7 @@ from typing import Any
 
 from meshnode import __version__
 from meshnode.api.endpoints import PEER_ENDPOINTS
+from meshnode.api.record import Record
 from meshnode.api.served import Served
 from meshnode.config import Places, Settings
 from meshnode.core.demand import DemandMeter, total
@@ -183,6 +184,20 @@ class Meshing:
         """Something about this node's models has changed. Called from the event loop."""
         self._served = None
         self._news.set()
+
+    def learn(self, record: Record, *, asked_here: bool) -> None:
+        """Take a finished request into account: who asks for what, and how fast our own engine answers."""
+        if asked_here and record.model:
+            self.demand.record(record.model, time.monotonic())
+        by_us = not asked_here or record.node in ("", self._identity.node_id.hex())
+        if by_us and not (record.resumed or record.error):
+            self.speeds.record(
+                record.model,
+                tokens_in=record.tokens_in,
+                tokens_out=record.tokens_out,
+                first_byte_s=None if record.first_byte_s is None else record.first_byte_s - record.queued_s,
+                total_s=record.total_s - record.queued_s,
+            )
 
     def served(self) -> list[Served]:
         """Every model that can be asked for here: of this node and of the mesh. Made anew when either has changed."""

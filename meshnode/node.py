@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -42,8 +41,9 @@ from meshnode.config import Places, Settings
 from meshnode.core.routing import Router
 from meshnode.engine.installed import Engine
 from meshnode.engine.provision import ensure
-from meshnode.errors import AlreadyRunning, HomeNotWritable, MeshnodeError, NotInMesh
+from meshnode.errors import MeshnodeError, NotInMesh
 from meshnode.hardware import Inventory, probe_all
+from meshnode.home import home_lock, write_runtime_file
 from meshnode.identity import Identity, load_or_create, short
 from meshnode.meshing import Meshing
 from meshnode.offers import mesh_entries
@@ -98,7 +98,7 @@ class Node:
     async def run(self) -> None:
         """Run until stopped. Raises MeshnodeError when the node cannot start or no model can be served."""
         self._loop = asyncio.get_running_loop()
-        with _home_lock(self.places), self._logging():
+        with home_lock(self.places), self._logging():
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = self._serving.node = identity.node_id.hex()
             self._meshing = None if self.settings.solo else self._make_meshing(identity)
@@ -112,7 +112,7 @@ class Node:
                 raise
             self._api_url = f"http://localhost:{api_sockets[0].getsockname()[1]}"
             self._console_url = f"http://localhost:{console_sockets[0].getsockname()[1]}"
-            self._write_runtime_file()
+            write_runtime_file(self.places, self._runtime_facts())
             try:
                 await self._serve(api_sockets, console_sockets)
             finally:
@@ -335,8 +335,8 @@ class Node:
             LOG.info("node stopped")
             end()
 
-    def _write_runtime_file(self) -> None:
-        facts = {
+    def _runtime_facts(self) -> dict[str, Any]:
+        return {
             "schema": 1,
             "pid": os.getpid(),
             "version": __version__,
@@ -346,16 +346,6 @@ class Node:
             "token": self._token,
             "started_at": self._started_at,
         }
-        file = self.places.runtime_file
-        partial = file.with_suffix(".partial")
-        try:
-            partial.unlink(missing_ok=True)
-            descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as opened:
-                json.dump(facts, opened)
-            partial.replace(file)
-        except OSError as reason:
-            raise HomeNotWritable(f"{file}: {reason.strerror}") from None
 
     # --- what is told ---------------------------------------------------------------------------------------
 
@@ -371,27 +361,14 @@ class Node:
         self._events.touch()
 
     def _finished(self, record: Record) -> None:
-        self._measure(record)
-        if self._meshing is not None and record.model:
-            self._meshing.demand.record(record.model, time.monotonic())
+        if self._meshing is not None:
+            self._meshing.learn(record, asked_here=True)
         self._remember(record)
 
     def _finished_for_peer(self, record: Record) -> None:
-        self._measure(record)
+        if self._meshing is not None:
+            self._meshing.learn(record, asked_here=False)
         self._remember(record)
-
-    def _measure(self, record: Record) -> None:
-        """Learn from an answer of our own engine how fast it is."""
-        if self._meshing is None or record.node not in ("", self._node_id) or record.resumed or record.error:
-            return
-        first_byte_s = None if record.first_byte_s is None else record.first_byte_s - record.queued_s
-        self._meshing.speeds.record(
-            record.model,
-            tokens_in=record.tokens_in,
-            tokens_out=record.tokens_out,
-            first_byte_s=first_byte_s,
-            total_s=record.total_s - record.queued_s,
-        )
 
     def _remember(self, record: Record) -> None:
         self._served_count += 1
@@ -452,25 +429,6 @@ def list_devices(engine: Engine) -> str:
         check=True,
     )
     return done.stdout + done.stderr
-
-
-@contextlib.contextmanager
-def _home_lock(places: Places) -> Iterator[None]:
-    """Hold the home folder for this process. Raises AlreadyRunning or HomeNotWritable."""
-    try:
-        places.home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        opened = places.lock_file.open("a+b")
-    except OSError as reason:
-        raise HomeNotWritable(f"{reason.filename or places.home}: {reason.strerror}") from None
-    with opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pid = ""
-            with contextlib.suppress(OSError, ValueError, KeyError):
-                pid = f" (pid {json.loads(places.runtime_file.read_text())['pid']})"
-            raise AlreadyRunning(f"home {places.home}{pid}") from None
-        yield
 
 
 def install_signals(node: Node) -> None:

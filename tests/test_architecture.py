@@ -24,9 +24,10 @@ PURE = {"wire", "core"}
 LEAVES = {"hardware", "models", "engine"}
 ROOMS = PURE | LEAVES | {"api", "mesh", "net", "discovery", "settlement", "console"}
 COMPOSERS: dict[str, set[str]] = {
-    "node": {"serving", "meshing", "offers", "planning", "status"},
+    "node": {"home", "serving", "meshing", "offers", "planning", "status"},
     "serving": {"planning", "units"},
     "meshing": {"offers", "serving"},
+    "home": set(),
     "units": set(),
     "offers": set(),
     "rotation": set(),
