@@ -238,7 +238,7 @@ def memory(run: Run, node: BenchNode, load: LoadProcess, effort: Effort) -> None
     run.add(Figure(name, value, "%", 5, note=f"{begin:.1f} MB, then {points[-1][1]:.1f} MB"))
 
 
-def large_model(effort: Effort) -> Path:
+def large_model() -> Path:
     """The model of 1 GB, from the cache of this user; written when it is not there."""
     path = find_places().cache / "bench" / "random-1gb-q8_0.gguf"
     if not path.exists():
@@ -275,7 +275,7 @@ def main() -> None:
                     if name in wanted:
                         part(run, node, load, effort)
         if "large" in wanted:
-            large(run, load, effort, large_model(effort))
+            large(run, load, effort, large_model())
     run.finish(options.out)
 
 

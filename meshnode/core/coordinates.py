@@ -109,15 +109,10 @@ class CoordinateSystem:
 
 
 def distance_s(one: Coordinate, other: Coordinate) -> float:
-    """Half of the round trip that is to be expected between two places, in seconds."""
+    """How far apart two places are, as nodes feel it: the round trip that is to be expected, in seconds."""
     axes, height_s = _place(one)
     others, other_height_s = _place(other)
-    return math.dist(axes, others) + height_s + other_height_s
-
-
-def round_trip_s(one: Coordinate, other: Coordinate) -> float:
-    """The round trip that is to be expected between two places, in seconds."""
-    return 2 * distance_s(one, other)
+    return 2 * (math.dist(axes, others) + height_s + other_height_s)
 
 
 def _place(coordinate: Coordinate) -> tuple[Sequence[float], float]:

@@ -2,10 +2,11 @@
 
     predicted = round trip + waiting for a slot + (prompt tokens - those the host still holds) / prompt speed
 
-To that a busy host adds a little, as streams that share a host slow each other down to their end. This node is preferred unless another is clearly faster; strangers come after everyone who is trusted; of hosts that
-are about equal, two are drawn and the less busy one goes first, so that many gateways which see the same gossip do not
-all run to the same host (the power of two choices, Mitzenmacher 2001). Hosts that cannot take the request at all are
-listed with the reason, so that the order can be printed and understood.
+To that a busy host adds a little, as streams that share a host slow each other down to their end. This node is
+preferred unless another is clearly faster; strangers come after everyone who is trusted; of hosts that are about equal,
+two are drawn and the less busy one goes first, so that many gateways which see the same gossip do not all run to the
+same host (the power of two choices, Mitzenmacher 2001). Hosts that cannot take the request at all are listed with the
+reason, so that the order can be printed and understood.
 
 Rules of this file: pure, and nothing of it waits; a request is never left without a host because of a guess: when all
 that could answer are cooling down, the least bad is offered last, and when the prompt seems too long for everyone, the
@@ -169,7 +170,11 @@ class Router:
         speed = max(LEAST_TOKENS_PER_S, host.tokens_per_s or UNKNOWN_TOKENS_PER_S)
         prompt_speed = max(LEAST_TOKENS_PER_S, host.prompt_tokens_per_s or speed * PROMPT_TO_ANSWER_SPEED)
         slots = host.slots or 1
-        load = self._load.present(host.node, wanted.model, host.busy + host.waiting, now)
+        load = host.busy + host.waiting
+        if host.here:  # exact but for the requests that are on their way from here to its queue
+            load = max(load, self._load.ours(host.node, wanted.model))
+        else:
+            load = self._load.present(host.node, wanted.model, load, now)
         # Slots come free one by one: with n of them, every n-th part of an answer's time.
         wait_s = max(0, load + 1 - slots) / slots * ANSWER_TOKENS / speed
         predicted_s = rtt_s + wait_s + (wanted.prompt_tokens - held_tokens) / prompt_speed

@@ -59,7 +59,7 @@ class TunnelLimits:
     """
 
     request: RequestLimits = RequestLimits()
-    streams: Mapping[Role, int] = field(default_factory=lambda: {Role.MEMBER: 64, Role.CLIENT: 16})
+    streams: Mapping[Role, int] = field(default_factory=lambda: {Role.MEMBER: 128, Role.CLIENT: 64})
     body_bytes: int = 256 << 20
     stall_s: float = 120.0
 

@@ -135,9 +135,18 @@ def test_all_must_speak_and_none_be_over() -> None:
         found.ended = True
 
     with Streams(listen, [("m", 4)]) as streams:
-        streams.until_all_speak(3)
+        streams.until_all_speak()
         assert speak.is_set() and streams.heard[0].finish == ""
         finish.set()
     assert streams.faults() == []
-    with pytest.raises(RuntimeError, match="1 of 1 streams do not run: .*over already"):
-        streams.until_all_speak(3)
+    streams.until_all_speak(may_be_over=1)
+    with pytest.raises(RuntimeError, match="of 1 streams 0 do not run .*, 1 are over"):
+        streams.until_all_speak()
+
+
+def test_a_stream_that_fails_does_not_speak() -> None:
+    def listen(found: Heard, take: Take) -> None:
+        raise ConnectionError("refused")
+
+    with Streams(listen, [("m", 4)]) as streams, pytest.raises(RuntimeError, match="1 do not run .*refused"):
+        streams.until_all_speak()

@@ -1,6 +1,6 @@
 import pytest
 
-from meshnode.core.load import BELIEVED_AFTER_S, RECORDS, Load
+from meshnode.core.load import BELIEVED_AFTER_S, LAG_S, RECORDS, Load
 
 
 def present(load: Load, reported: int, now: float) -> int:
@@ -58,14 +58,24 @@ def test_a_report_that_stays_the_same_is_believed_in_the_end() -> None:
     assert present(load, 8, BELIEVED_AFTER_S + 0.1) == 8
 
 
-def test_exact_numbers_of_our_own_queue_stay_exact() -> None:
+def test_a_report_that_comes_late_does_not_speak_of_requests_that_are_over() -> None:
+    """Eight of ours ran, and two of others; they are over when the report of all ten arrives."""
     load = Load()
-    running = 0
-    for number in range(50):
-        begins = number % 3 != 2
-        running += 1 if begins else -1
-        (start if begins else end)(load, 1)
-        assert present(load, running, number / 100) == running
+    present(load, 0, 0.0)
+    start(load, 8)
+    present(load, 0, 0.5)
+    end(load, 8)
+    assert present(load, 10, 1.5) == 2
+    assert present(load, 2, 3.0) == 0  # the others alone, but the eight may still have been meant
+    assert present(load, 3, 1.5 + 2 * LAG_S + 0.1) == 3
+
+
+def test_what_was_long_ago_is_in_no_report() -> None:
+    load = Load()
+    start(load, 8)
+    present(load, 8, 0.0)
+    end(load, 8)
+    assert present(load, 5, 3 * LAG_S) == 5
 
 
 def test_hosts_and_models_are_kept_apart() -> None:

@@ -24,6 +24,7 @@ import pytest
 from meshnode.config import find_places
 from tests.conftest import NodeProcess, StartNode
 from tests.e2e.bad_models import BAD_MODELS
+from tests.loopback import LOOPBACK_ONLY
 from tests.models.loopback_hub import LoopbackHub
 
 pytestmark = pytest.mark.engine
@@ -36,7 +37,13 @@ def start(home: Path, *arguments: str, **environment: str) -> subprocess.Complet
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MESHNODE_", "HF_"))}
     return subprocess.run(
         [sys.executable, "-m", "meshnode", "--port", "0", "--console", "0", *arguments],
-        env={**kept, "MESHNODE_HOME": str(home), "MESHNODE_CACHE": str(find_places().cache), **environment},
+        env={
+            **kept,
+            **LOOPBACK_ONLY,
+            "MESHNODE_HOME": str(home),
+            "MESHNODE_CACHE": str(find_places().cache),
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=60,
@@ -194,7 +201,12 @@ def test_home_on_a_full_disk(tmp_path: Path) -> None:
         f"mount -t tmpfs -o size=64k full {home} && (dd if=/dev/zero of={home}/filler bs=4k 2>/dev/null; "
         f"exec {sys.executable} -m meshnode --model demo --port 0 --console 0)"
     )
-    environment = {**os.environ, "MESHNODE_HOME": str(home), "MESHNODE_CACHE": str(find_places().cache)}
+    environment = {
+        **os.environ,
+        **LOOPBACK_ONLY,
+        "MESHNODE_HOME": str(home),
+        "MESHNODE_CACHE": str(find_places().cache),
+    }
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", script], env=environment, capture_output=True, text=True, timeout=60
     )
@@ -213,7 +225,7 @@ def test_download_to_a_full_disk(tmp_path: Path, small_models: Path) -> None:
         f"exec {sys.executable} -m meshnode --model some/model-GGUF --port 0 --console 0"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MESHNODE_", "HF_"))}
-    places = {"MESHNODE_HOME": str(tmp_path / "home"), "MESHNODE_CACHE": str(find_places().cache)}
+    places = {**LOOPBACK_ONLY, "MESHNODE_HOME": str(tmp_path / "home"), "MESHNODE_CACHE": str(find_places().cache)}
     try:
         done = subprocess.run(
             ["unshare", "-m", "bash", "-c", script],

@@ -19,6 +19,7 @@ import pytest
 from meshnode.config import find_places
 from tests.conftest import NodeProcess, StartNode
 from tests.e2e.waiting import eventually
+from tests.loopback import LOOPBACK_ONLY
 
 pytestmark = pytest.mark.engine
 
@@ -27,7 +28,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def environment_of(home: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MESHNODE_", "HF_"))}
-    return {**kept, "MESHNODE_HOME": str(home), "MESHNODE_CACHE": str(find_places().cache), **more}
+    return {**kept, **LOOPBACK_ONLY, "MESHNODE_HOME": str(home), "MESHNODE_CACHE": str(find_places().cache), **more}
 
 
 @pytest.fixture

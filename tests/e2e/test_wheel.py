@@ -14,6 +14,7 @@ import pytest
 
 from meshnode.config import find_places
 from meshnode.engine.source import read_upstream
+from tests.loopback import LOOPBACK_ONLY
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -65,7 +66,12 @@ def test_an_installed_wheel_serves_the_demo(wheel: Path, tmp_path: Path, engine_
     node = subprocess.Popen(
         [environment / "bin" / "meshnode", "--json", "--model", "demo", "--port", "0", "--console", "0"],
         cwd=tmp_path,
-        env={**os.environ, "MESHNODE_HOME": str(tmp_path / "home"), "MESHNODE_CACHE": str(find_places().cache)},
+        env={
+            **os.environ,
+            **LOOPBACK_ONLY,
+            "MESHNODE_HOME": str(tmp_path / "home"),
+            "MESHNODE_CACHE": str(find_places().cache),
+        },
         stdout=subprocess.PIPE,
         text=True,
     )
