@@ -29,6 +29,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   │   └── WrongPeer
     │   ├── InviteInvalid            400
     │   ├── PairingFailed
+    │   ├── MayNotInvite             403   exit 8
     │   ├── NodeNotFound             404
     │   ├── NotInMesh                409
     │   └── AlreadyInMesh            409
@@ -278,6 +279,15 @@ class PairingFailed(NetworkError):
 
     code = "pairing-failed"
     fix = "run meshnode pair again on both machines: each code can be tried once"
+
+
+class MayNotInvite(NetworkError):
+    """This node may not invite others."""
+
+    code = "may-not-invite"
+    http_status = 403
+    exit_code = 8
+    fix = "ask the founder of the mesh, or someone who was invited with --may-invite"
 
 
 class NodeNotFound(NetworkError):

@@ -61,6 +61,11 @@ class Identity:
         return f"Identity({short(self.node_id)})"
 
 
+def ephemeral() -> Identity:
+    """A key for one purpose, never written anywhere."""
+    return Identity(Ed25519PrivateKey.generate())
+
+
 def verify(node_id: bytes, signature: bytes, message: bytes) -> bool:
     """Whether `node_id` signed `message`. False for anything malformed."""
     try:

@@ -32,12 +32,12 @@ from meshnode.errors import (
 )
 from meshnode.hardware import Inventory
 from meshnode.identity import Identity, NodeId, short, verify
-from meshnode.mesh.ledger import InviteEntry
 from meshnode.mesh.mesh import Mesh
 from meshnode.mesh.options import MeshOptions
 from meshnode.mesh.tunnel import Answer
 from meshnode.mesh.vault import Vault
-from meshnode.offers import devices_of, has_replica, offers_of, peer_facts, served_over_mesh
+from meshnode.neighbours import Neighbours
+from meshnode.offers import devices_of, has_replica, invite_facts, offers_of, peer_facts, served_over_mesh
 from meshnode.serving import Serving, Tell
 from meshnode.telemetry import ProblemBoard
 from meshnode.wire import invites
@@ -78,6 +78,7 @@ class Meshing:
         self._name = showable(settings.name or socket.gethostname(), LIMIT_NAME_CHARS) or "node"
         self._vault: Vault | None = None
         self._mesh: Mesh | None = None
+        self._neighbours: Neighbours | None = None
         self._answer: Answer | None = None
         self._inventory: Inventory | None = None
         self._publisher: asyncio.Task[None] | None = None
@@ -106,9 +107,17 @@ class Meshing:
                     fix="meshnode --client --join TOKEN; `meshnode invite` on a machine of the mesh prints one",
                 )
             await asyncio.to_thread(self._vault.found, self._mesh_name())
+        self._neighbours = Neighbours(
+            node=self._identity.node_id,
+            vault=self._vault,
+            lan=self._settings.lan,
+            join=self._join_by,
+            changed=self._changed,
+        )
         self._mesh = await self._open()
         if invite is not None:
             await self._mesh.join(*invite)
+        self._neighbours.open(self._mesh)
         self._publisher = asyncio.create_task(self._publish(), name="publish")
         self._say_where()
 
@@ -123,7 +132,7 @@ class Meshing:
         return await self._open_at(0)
 
     async def _open_at(self, port: int) -> Mesh:
-        assert self._vault is not None and self._answer is not None
+        assert self._vault is not None and self._answer is not None and self._neighbours is not None
         options = MeshOptions(
             host=self._settings.bind_host, port=port, name=self._name, software=f"meshnode {__version__}"
         )
@@ -135,6 +144,7 @@ class Meshing:
             answer=self._answer,
             admitted=[("POST", path) for path in PEER_ENDPOINTS],
             changed=self._changed,
+            pair=self._neighbours.serve,
         )
 
     async def _make_room(self, invite: Invite) -> None:
@@ -166,6 +176,8 @@ class Meshing:
             self._publisher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._publisher
+        if self._neighbours is not None:
+            await self._neighbours.close()
         if self._mesh is not None:
             mesh, self._mesh = self._mesh, None
             await mesh.close(drain_s=drain_s)
@@ -269,19 +281,45 @@ class Meshing:
 
     async def join(self, token: str) -> dict[str, Any]:
         """Become a member of another mesh, while the node runs."""
-        invite = self._invite_of(token)
-        vault, mesh = self._vault, self._mesh
-        if vault is None or mesh is None:
+        await self._join_with(self._invite_of(token))
+        assert self._vault is not None and self._vault.credentials is not None
+        mine = self._vault.credentials
+        return {"mesh": mine.mesh.hex(), "name": mine.mesh_name, "state": "joined"}
+
+    async def _join_by(self, token: bytes) -> None:
+        await self._join_with(self._invite_in(token))
+
+    async def _join_with(self, invite: tuple[Invite, bytes]) -> None:
+        if self._vault is None or self._mesh is None or self._neighbours is None:
             raise NotInMesh("the node is still starting", fix="try again in a moment")
         await self._make_room(invite[0])
         try:
-            await mesh.join(*invite)
+            await self._mesh.join(*invite)
         except MeshnodeError:
             await self._found_again()
             raise
+        finally:
+            self._neighbours.wake()
         self._changed()
-        assert vault.credentials is not None
-        return {"mesh": vault.credentials.mesh.hex(), "name": vault.credentials.mesh_name, "state": "joined"}
+
+    async def pair(self, code: str | None, at: str | None = None) -> dict[str, Any]:
+        """Show a code for another machine, or, with the code that another one shows, become members of one mesh.
+
+        `at` is the address of the other machine; without it the local network is searched.
+        """
+        vault, neighbours = self._vault, self._neighbours
+        if vault is None or neighbours is None:
+            raise NotInMesh("the node is still starting", fix="try again in a moment")
+        if code is None:
+            return await neighbours.show()
+        if vault.credentials is not None and not self._never_shared():
+            raise AlreadyInMesh(
+                f"it belongs to {vault.credentials.mesh_name!r}",
+                fix="run `meshnode pair` here, and type its code at the other machine; or first: meshnode leave",
+            )
+        joined = await neighbours.type(code, at)
+        mine = vault.credentials
+        return {"mesh": mine.mesh.hex() if mine else "", "name": mine.mesh_name if mine else "", "joined": joined}
 
     async def _found_again(self) -> None:
         """The mesh that was given up for another is replaced, so that this node can still invite."""
@@ -294,11 +332,14 @@ class Meshing:
         return showable(self._settings.mesh_name or f"{self._name}'s mesh", LIMIT_NAME_CHARS) or "mesh"
 
     async def leave(self) -> dict[str, Any]:
-        """Leave the mesh for good: its certificate and invites are forgotten. The node goes on alone."""
+        """Leave the mesh for good: its certificate and invites are forgotten. The node goes on in one of its own."""
         vault, mesh = self._in_mesh()
         left = vault.credentials
         await mesh.leave()
         await asyncio.to_thread(vault.forget)
+        await self._found_again()
+        if self._neighbours is not None:
+            self._neighbours.wake()
         self._changed()
         return {"left": left.mesh_name if left else ""}
 
@@ -333,6 +374,12 @@ class Meshing:
     def _invite_of(self, text: str) -> tuple[Invite, bytes]:
         try:
             token = invites.to_bytes(text)
+        except WireError as error:
+            raise InviteInvalid(error.reason) from None
+        return self._invite_in(token)
+
+    def _invite_in(self, token: bytes) -> tuple[Invite, bytes]:
+        try:
             invite = invites.read(token, lambda key, signature, message: verify(NodeId(key), signature, message))
         except WireError as error:
             raise InviteInvalid(error.reason) from None
@@ -374,22 +421,10 @@ class Meshing:
                 {"model": model, "per_minute": round(rate, 3)}
                 for model, rate in sorted(demand.items(), key=lambda item: -item[1])
             ],
+            "pairing": self._neighbours.facts() if self._neighbours is not None else None,
             "invites": [invite_facts(entry) for entry in vault.invites()] if credentials.may_invite else [],
             "counters": dict(mesh.counters),
         }
-
-
-def invite_facts(entry: InviteEntry) -> dict[str, Any]:
-    """An entry of the ledger as it is shown: never the token."""
-    return {
-        "id": entry.id,
-        "role": Role(entry.role).name.lower(),
-        "expires_at": entry.expires_at,
-        "uses": entry.uses,
-        "uses_left": entry.uses_left,
-        "revoked": entry.revoked,
-        "may_invite": entry.may_invite,
-    }
 
 
 def _text(address: object) -> str | None:

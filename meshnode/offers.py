@@ -14,6 +14,7 @@ from meshnode.api.served import Host, Served, ServedState
 from meshnode.api.upstream import Connect
 from meshnode.core.effects import Member
 from meshnode.hardware import Inventory
+from meshnode.mesh.ledger import InviteEntry
 from meshnode.wire.registry import LIMIT_DEVICES, LIMIT_MODEL_NAME_CHARS, LIMIT_MODELS, LIMIT_NAME_CHARS, Role
 from meshnode.wire.schema import can_be_shown, showable
 from meshnode.wire.statements import CONTENT_HASH_BYTES, Capability, Device, ModelState, Offer
@@ -245,3 +246,16 @@ def mesh_entries(models: Iterable[Served]) -> list[dict[str, Any]]:
         for model in models
         if model.local is None
     ]
+
+
+def invite_facts(entry: InviteEntry) -> dict[str, Any]:
+    """An entry of the ledger as it is shown: never the token."""
+    return {
+        "id": entry.id,
+        "role": Role(entry.role).name.lower(),
+        "expires_at": entry.expires_at,
+        "uses": entry.uses,
+        "uses_left": entry.uses_left,
+        "revoked": entry.revoked,
+        "may_invite": entry.may_invite,
+    }

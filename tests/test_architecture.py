@@ -26,7 +26,8 @@ ROOMS = PURE | LEAVES | {"api", "mesh", "net", "discovery", "settlement", "conso
 COMPOSERS: dict[str, set[str]] = {
     "node": {"home", "serving", "meshing", "offers", "planning", "status"},
     "serving": {"planning", "units"},
-    "meshing": {"offers", "serving"},
+    "meshing": {"neighbours", "offers", "serving"},
+    "neighbours": set(),
     "home": set(),
     "units": set(),
     "offers": set(),

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from meshnode.errors import HomeNotWritable, StateError
-from meshnode.identity import NodeId, load_or_create, short, verify
+from meshnode.identity import NodeId, ephemeral, load_or_create, short, verify
 
 
 def test_an_identity_is_made_once_and_found_again(tmp_path: Path) -> None:
@@ -130,3 +130,9 @@ def test_many_readers_at_once_agree(tmp_path: Path) -> None:
         thread.join()
     assert len(found) == 8
     assert len(set(found)) == 1
+
+
+def test_an_ephemeral_key_is_new_each_time() -> None:
+    one, two = ephemeral(), ephemeral()
+    assert one.node_id != two.node_id
+    assert verify(one.node_id, one.sign(b"x"), b"x")

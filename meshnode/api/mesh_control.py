@@ -29,7 +29,7 @@ class MeshControls(Protocol):
     async def join(self, token: str) -> dict[str, Any]: ...
     async def leave(self) -> dict[str, Any]: ...
     async def ping(self, node: str, count: int) -> dict[str, Any]: ...
-    async def pair(self, code: str | None) -> dict[str, Any]: ...
+    async def pair(self, code: str | None, at: str | None) -> dict[str, Any]: ...
 
 
 def mesh_commands(controls: MeshControls) -> dict[str, Callable[[Members], Answer]]:
@@ -46,13 +46,17 @@ def mesh_commands(controls: MeshControls) -> dict[str, Callable[[Members], Answe
     def ping(members: Members) -> Answer:
         return controls.ping(_text(members, "node", 200), _whole(members, "count", 4, MOST_PINGS))
 
+    def pair(members: Members) -> Answer:
+        code, at = (_text(members, name, 100) if name in members else None for name in ("code", "at"))
+        return controls.pair(code, at)
+
     return {
         "/api/invite": invite,
         "/api/invite/revoke": lambda members: controls.revoke(_text(members, "id", 64)),
         "/api/join": lambda members: controls.join(_text(members, "token", 2 * LIMIT_INVITE_CHARS)),
         "/api/leave": lambda _: controls.leave(),
         "/api/ping": ping,
-        "/api/pair": lambda members: controls.pair(_text(members, "code", 100) if "code" in members else None),
+        "/api/pair": pair,
     }
 
 

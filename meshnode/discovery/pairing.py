@@ -186,13 +186,22 @@ class Pairing:
             return None if token is not None else await _offered(stream)
 
     async def guest(
-        self, stream: PairStream, code: Code, *, peer: bytes, exporter: bytes, invite: Invite
+        self,
+        stream: PairStream,
+        code: Code,
+        *,
+        peer: bytes,
+        exporter: bytes,
+        invite: Invite,
+        node: bytes | None = None,
     ) -> bytes | None:
         """Try the code that a person has typed, on a PAIR `stream` whose header is written. As `host` otherwise.
 
+        `node` is this end's key on the connection where that is not the key of the node, but one made for the visit.
         With the code PAIRING_CLOSED nothing was tried: another machine may be the one that shows it.
         """
         self._check_open()
+        own = self._node if node is None else node
         self._forget_old_tries()
         if code in self._tried:
             raise PairingRefused("this code has been tried already")
@@ -203,8 +212,8 @@ class Pairing:
             offer = await _receive(stream, PairOffer)
             self._tried[code] = self._clock()
             exchange.began()
-            await secret.finish(offer.message, self._node, peer, exporter)
-            _send(stream, PairConfirm(secret.proof(self._node)))
+            await secret.finish(offer.message, own, peer, exporter)
+            _send(stream, PairConfirm(secret.proof(own)))
             secret.check(await _receive(stream, PairConfirm), peer)
             exchange.succeeded()
             offered = await _receive_or_end(stream, PairAccept)

@@ -18,13 +18,14 @@ from typing import Any, Literal
 
 from meshnode.core.effects import MembershipSnapshot
 from meshnode.errors import AlreadyInMesh, MeshnodeError, NotInMesh, StateError
-from meshnode.identity import Identity, NodeId
+from meshnode.identity import Identity, NodeId, ephemeral
 from meshnode.mesh.favours import Favours
 from meshnode.mesh.options import MeshLimits, MeshOptions
 from meshnode.mesh.part import Part
 from meshnode.mesh.presence import Presence
 from meshnode.mesh.reach import Reach
 from meshnode.mesh.sessions import Peer, Sessions
+from meshnode.mesh.stranger import visit
 from meshnode.mesh.streams import StreamDispatch
 from meshnode.mesh.taking_part import make_part
 from meshnode.mesh.tunnel import Answer, TunnelServer, open_tunnel
@@ -35,7 +36,6 @@ from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
 from meshnode.wire.address import Address
-from meshnode.wire.frames import encode_stream_header
 from meshnode.wire.invites import Invite
 from meshnode.wire.registry import CLOSE_TEXTS, Close, Role, StreamType
 from meshnode.wire.statements import Device, Offer, Wish
@@ -241,6 +241,11 @@ class Mesh:
         return self._presence.addresses
 
     @property
+    def bound(self) -> Address:
+        """Where the socket is."""
+        return self._endpoint.address
+
+    @property
     def state(self) -> State:
         """Whether peers are linked; if not, whether there is anybody to look for."""
         if self._part is not None and self._sessions.peers:
@@ -299,15 +304,17 @@ class Mesh:
             return None
         return await self._favours.measured_by(peer, node)
 
-    async def open_pairing(self, addresses: Sequence[Address]) -> MeshStream:
-        """A stream for pairing to whoever is at these addresses; its header is written.
+    async def meet(self, addresses: Sequence[Address]) -> None:
+        """Somebody at these addresses claims to be of this mesh. If it is a member, it will be dialled there as well.
 
-        Raises PeerUnreachable, PeerRefused, OSError.
+        Who it is shows without a word of ours, so that a liar learns nothing. Raises PeerUnreachable, PeerRefused.
         """
-        link = await self._reach.dial(None, addresses)
-        stream = link.open_stream()
-        stream.write(encode_stream_header(StreamType.PAIR, b""))
-        return stream
+        if self._part is None or any(self._sessions.is_at(address) for address in addresses):
+            return
+        async with visit(ephemeral(), addresses, host=self.bound.host) as link:
+            node = link.peer
+        if node in self._reach.candidates():
+            self._reach.found(node, addresses)
 
     # --- net.Handler ------------------------------------------------------------------------------------------------
 

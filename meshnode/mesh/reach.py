@@ -73,7 +73,11 @@ class Reach:
         """Whom to dial when links are wanting, best first."""
         known: Iterable[bytes] = () if self.part is None else self.part.candidates()
         nodes = dict.fromkeys([*known, *(entry.node for entry in self._book)])
-        return [node for node in nodes if node != self._own and self._sessions.get(node) is None]
+        return [node for node in nodes if node != self._own and not self._is_heard(node)]
+
+    def _is_heard(self, node: bytes) -> bool:
+        peer = self._sessions.get(node)
+        return peer is not None and not peer.link.silent
 
     # --- what is learned of peers -------------------------------------------------------------------------------
 
@@ -86,6 +90,12 @@ class Reach:
         """A peer was admitted, and has said where it can be reached."""
         self._directions.named(peer.node, peer.session.addresses)
         self._pauses.succeeded(peer.node)
+
+    def found(self, node: bytes, addresses: Sequence[Address]) -> None:
+        """A member was met at these addresses: if links are wanting, it is dialled at once."""
+        self._directions.named(node, addresses)
+        self._pauses.succeeded(node)
+        self._search.wake()
 
     async def remember(self) -> None:
         """Write down where members are, those that are linked first; who has left is struck out.
@@ -121,7 +131,10 @@ class Reach:
         return await self.endpoint.dial(addresses, expected=expected, timeout_s=timeout_s)
 
     async def session(self, node: bytes, addresses: Sequence[Address] = (), timeout_s: float = DIAL_S) -> Peer:
-        """The session to a peer, the present one or a new one. Raises PeerUnreachable, PeerRefused, WrongPeer."""
+        """The session to a peer, the present one or a new one, within `timeout_s`.
+
+        Raises PeerUnreachable, also for a peer that takes the connection and does not greet; PeerRefused, WrongPeer.
+        """
         peer = self._sessions.get(node)
         if peer is not None and peer.link.alive and not peer.link.silent:
             peer.used_at = monotonic()
@@ -131,8 +144,12 @@ class Reach:
         if self.part is None:
             raise PeerUnreachable("this node is in no mesh")
         targets = self._sensible(self._directions.to(node, [*addresses, *self.part.addresses(node)]))
-        link = await self.endpoint.dial(targets, expected=NodeId(node), timeout_s=timeout_s)
-        return await self._sessions.session_on(link)
+        try:
+            async with asyncio.timeout(timeout_s):
+                link = await self.endpoint.dial(targets, expected=NodeId(node), timeout_s=timeout_s)
+                return await self._sessions.session_on(link)
+        except TimeoutError:
+            raise PeerUnreachable(", ".join(map(str, targets))) from None
 
     def _sensible(self, addresses: Sequence[Address]) -> Sequence[Address]:
         """Without loopback, which is another machine's, unless this node is on loopback itself."""

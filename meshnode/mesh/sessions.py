@@ -22,6 +22,7 @@ from meshnode.mesh.vault import Vault
 from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
+from meshnode.wire.address import Address
 from meshnode.wire.messages import Hello
 from meshnode.wire.registry import (
     CLOSE_TEXTS,
@@ -157,6 +158,10 @@ class Sessions:
     def get(self, node: bytes) -> Peer | None:
         """The session in use to a peer."""
         return self._peers.get(node)
+
+    def is_at(self, address: Address) -> bool:
+        """Whether an admitted peer is reached at this address, or has said that it can be."""
+        return any(address == peer.link.address or address in peer.session.addresses for peer in self.peers)
 
     async def admitted(self, link: Link) -> Role | None:
         """Wait until the peer of a link has been admitted; its role, or None when it was not."""
@@ -352,6 +357,7 @@ class Sessions:
         if current is None:
             self._use(peer)
         elif self._kept(peer.node) is link or not current.link.alive:
+            del self._peers[peer.node]
             self._listener.peer_down(current)
             self._use(peer)
         entry.settle(session.role)

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from meshnode.errors import AlreadyInMesh, BadRequest, MeshnodeError, NotInMesh, StateError
+from meshnode.errors import AlreadyInMesh, BadRequest, MayNotInvite, NotInMesh, StateError
 from meshnode.identity import Identity, verify
 from meshnode.mesh import lineage
 from meshnode.mesh.credentials import CredentialFiles, Credentials
@@ -35,15 +35,6 @@ from meshnode.wire.certificates import MAX_CHAIN, Certificate
 from meshnode.wire.messages import PeerEntry
 from meshnode.wire.registry import LIMIT_ADDRESSES, LIMIT_INVITE_MAX_TTL_S, LIMIT_INVITE_TTL_S, Close, Role
 from meshnode.wire.values import WireError
-
-
-class MayNotInvite(MeshnodeError):
-    """This node may not invite others."""
-
-    code = "may-not-invite"
-    http_status = 403
-    exit_code = 8
-    fix = "ask the founder of the mesh, or someone who was invited with --may-invite"
 
 
 class Vault:

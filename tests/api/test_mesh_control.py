@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshnode.api.mesh_control import no_mesh, mesh_commands
+from meshnode.api.mesh_control import mesh_commands, no_mesh
 from meshnode.errors import BadRequest, NotInMesh
 
 pytestmark = pytest.mark.anyio
@@ -44,8 +44,9 @@ async def test_an_invite_has_sensible_defaults() -> None:
         ("/api/leave", {"x": 1}, []),
         ("/api/ping", {"node": "studio"}, ["studio", 4]),
         ("/api/ping", {"node": "studio", "count": 100}, ["studio", 100]),
-        ("/api/pair", {}, [None]),
-        ("/api/pair", {"code": "7-amber-fox"}, ["7-amber-fox"]),
+        ("/api/pair", {}, [None, None]),
+        ("/api/pair", {"code": "7-amber-fox"}, ["7-amber-fox", None]),
+        ("/api/pair", {"code": "7-amber-fox", "at": "192.0.2.7:9337"}, ["7-amber-fox", "192.0.2.7:9337"]),
     ],
 )
 async def test_members_arrive(path: str, members: dict[str, object], given: list[object]) -> None:
@@ -68,6 +69,7 @@ async def test_members_arrive(path: str, members: dict[str, object], given: list
         ("/api/join", {"token": ["mn1"]}),
         ("/api/ping", {"node": "a", "count": 101}),
         ("/api/pair", {"code": 7}),
+        ("/api/pair", {"code": "7-amber-fox", "at": ["192.0.2.7:9337"]}),
     ],
 )
 def test_members_out_of_bounds_are_refused(path: str, members: dict[str, object]) -> None:

@@ -5,12 +5,13 @@ import pytest
 
 from meshnode.api.upstream import UpstreamBroken
 from meshnode.errors import AlreadyInMesh, InviteInvalid, NotInMesh, PeerUnreachable, PortInUse, StateError
+from meshnode.mesh.stranger import open_pairing, visit
 from meshnode.mesh.tunnel import TunnelReply
 from meshnode.mesh.tunnel_request import TunnelRequest
 from meshnode.net.stream import MeshStream
 from meshnode.wire.address import Address
 from meshnode.wire.invites import Invite
-from meshnode.wire.registry import Role
+from meshnode.wire.registry import Close, Role
 from meshnode.wire.statements import Wish
 from tests.mesh.neighbourhood import Neighbourhood, offer, slowly
 from tests.mesh.rogue import Rogue
@@ -262,12 +263,46 @@ async def test_a_stranger_may_pair_before_it_is_admitted(town: Neighbourhood) ->
     shown.pair = pair
     await shown.start()
     typing = await town.resident().start()
-    stream = await typing.mesh.open_pairing(shown.mesh.addresses)
-    stream.write(b"hello")
-    assert await stream.read(100) == b"hello"
+    async with visit(typing.identity, shown.mesh.addresses, host="127.0.0.1") as link:
+        stream = open_pairing(link)
+        stream.write(b"hello")
+        assert await stream.read(100) == b"hello"
     assert guests == [typing.id]
     await typing.join(shown)
     await town.acquainted([shown, typing])
+
+
+async def test_a_member_without_a_link_is_met(town: Neighbourhood) -> None:
+    one, two = await town.members(2)
+    await two.crash()
+    for link in one.mesh._endpoint.links:
+        link.close(Close.DONE)
+    two.vault.forget_peer(one.id)
+    await two.restart()
+    await one.mesh.meet(two.mesh.addresses)
+    await one.until(lambda: one.mesh.state == "joined")
+
+
+async def test_a_stranger_that_is_met_learns_nothing(town: Neighbourhood) -> None:
+    one = await town.resident().start()
+    other = town.resident()
+    other.vault.found("home")
+    one.vault.found("home too")
+    await one.mesh.enter()
+    await other.start()
+    await one.mesh.meet(other.mesh.addresses)
+    counters = other.mesh.counters
+    assert counters["links_up"] == 1
+    assert "messages_in" not in counters
+    assert "streams_opened" not in counters
+    assert not one.mesh.counters["links"]
+
+
+async def test_a_peer_that_has_a_link_is_not_dialled_again(town: Neighbourhood) -> None:
+    one, two = await town.members(2)
+    before = two.mesh.counters["links_up"]
+    await one.mesh.meet(two.mesh.addresses)
+    assert two.mesh.counters["links_up"] == before
 
 
 async def test_nothing_is_left_running(town: Neighbourhood) -> None:
