@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("uvicorn", "starlette", "httptools")
+PACKAGES = ("uvicorn", "starlette", "httptools", "aioquic")
 
 
 def describe() -> dict[str, Any]:

@@ -29,7 +29,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   │   └── WrongPeer
     │   ├── InviteInvalid            400
     │   ├── PairingFailed
-    │   ├── MayNotInvite             403   exit 8
+    │   ├── MayNotInvite             403
     │   ├── NodeNotFound             404
     │   ├── NotInMesh                409
     │   └── AlreadyInMesh            409
@@ -286,7 +286,6 @@ class MayNotInvite(NetworkError):
 
     code = "may-not-invite"
     http_status = 403
-    exit_code = 8
     fix = "ask the founder of the mesh, or someone who was invited with --may-invite"
 
 

@@ -75,7 +75,7 @@ class Meshing:
         self._tell = tell
         self._changed = changed
         self._role = Role.CLIENT if settings.client else Role.MEMBER
-        self._name = showable(settings.name or socket.gethostname(), LIMIT_NAME_CHARS) or "node"
+        self._name = node_name(settings)
         self._vault: Vault | None = None
         self._mesh: Mesh | None = None
         self._neighbours: Neighbours | None = None
@@ -239,8 +239,8 @@ class Meshing:
                 return
             devices = () if self._role is Role.CLIENT else devices_of(self._inventory)
             models = offers_of(self._serving.served(), self._serving.entries(), self.speeds.of)
-            if (devices, models) != told:
-                told = devices, models
+            if (mesh.entered, devices, models) != told:
+                told = mesh.entered, devices, models
                 mesh.publish(devices=devices, models=models)
             if (wishes := self.demand.to_publish(time.monotonic())) is not None:
                 mesh.publish_demand(wishes)
@@ -300,6 +300,7 @@ class Meshing:
             raise
         finally:
             self._neighbours.wake()
+            self.touch()
         self._changed()
 
     async def pair(self, code: str | None, at: str | None = None) -> dict[str, Any]:
@@ -340,6 +341,7 @@ class Meshing:
         await self._found_again()
         if self._neighbours is not None:
             self._neighbours.wake()
+        self.touch()
         self._changed()
         return {"left": left.mesh_name if left else ""}
 
@@ -425,6 +427,11 @@ class Meshing:
             "invites": [invite_facts(entry) for entry in vault.invites()] if credentials.may_invite else [],
             "counters": dict(mesh.counters),
         }
+
+
+def node_name(settings: Settings) -> str:
+    """What this node is called: as its owner says, or as its machine is."""
+    return showable(settings.name or socket.gethostname(), LIMIT_NAME_CHARS) or "node"
 
 
 def _text(address: object) -> str | None:

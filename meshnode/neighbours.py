@@ -160,6 +160,10 @@ class Neighbours:
         """A machine where a code was typed has opened a PAIR stream."""
         link = stream.link
         code = self._pairing.shown
+        if code is None:
+            # Strangers are not waited for: a link lives without admission only while a person wants it.
+            link.close(Close.PAIRING_CLOSED)
+            return
         self._guests += 1
         try:
             token = await self._pairing.host(
@@ -173,7 +177,7 @@ class Neighbours:
             self._tell("paired")
         except PairingRefused as error:
             link.close(error.close_code)
-            if code is not None and self._pairing.shown is not code:
+            if self._pairing.shown is not code:
                 self._tell("failed", str(error))
         except MeshnodeError as error:
             self._tell("failed", str(error))

@@ -45,7 +45,7 @@ from meshnode.errors import MeshnodeError, NotInMesh
 from meshnode.hardware import Inventory, probe_all
 from meshnode.home import home_lock, write_runtime_file
 from meshnode.identity import Identity, load_or_create, short
-from meshnode.meshing import Meshing
+from meshnode.meshing import Meshing, node_name
 from meshnode.offers import mesh_entries
 from meshnode.planning import measure_speeds
 from meshnode.serving import Serving, Tell
@@ -102,7 +102,7 @@ class Node:
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = self._serving.node = identity.node_id.hex()
             self._meshing = None if self.settings.solo else self._make_meshing(identity)
-            self._tell("node", f'{short(identity.node_id)} "{socket.gethostname()}"')
+            self._tell("node", f'{short(identity.node_id)} "{node_name(self.settings)}"')
             api_sockets = listen(self.settings.port, public=self.settings.listen_all, purpose="the API")
             try:
                 console_sockets = listen(self.settings.console, public=False, purpose="console")
@@ -389,7 +389,7 @@ class Node:
             "state": self._state,
             "ready": any(model["state"] == "ready" for model in models),
             "started_at": round(self._started_at, 3),
-            "node": {"id": self._node_id, "short": self._node_id[:10], "name": socket.gethostname()},
+            "node": {"id": self._node_id, "short": self._node_id[:10], "name": node_name(self.settings)},
             "api": {
                 "url": f"{self._api_url}/v1",
                 "listen_all": self.settings.listen_all,

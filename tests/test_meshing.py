@@ -107,6 +107,21 @@ async def test_the_mesh_that_nobody_else_is_in_gives_way_to_another(tmp_path: Pa
         assert a.facts()["name"] == "home"
 
 
+def own_models(stage: Stage) -> list[str]:
+    """What the node states of itself to its mesh."""
+    assert stage.meshing._mesh is not None
+    member = stage.meshing._mesh.members().members.get(stage.meshing._identity.node_id)
+    return [model.name for model in member.dynamic.models] if member and member.dynamic else []
+
+
+async def test_models_that_were_there_before_a_join_are_offered_after_it(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a, running(tmp_path / "b") as b:
+        b.serve("small")
+        await until(lambda: own_models(b) == ["small"])
+        await b.meshing.join(await token_of(a))
+        await until(lambda: [model.id for model in a.meshing.served()] == ["small"], 5)
+
+
 async def test_a_join_that_fails_leaves_a_node_that_can_still_invite(tmp_path: Path) -> None:
     async with running(tmp_path / "a") as a:
         token = await token_of(a)

@@ -8,6 +8,11 @@ import pytest
 
 from meshnode.discovery.pairing import PairingRefused
 from meshnode.errors import AlreadyInMesh, BadRequest, MayNotInvite, PairingFailed
+from meshnode.identity import ephemeral
+from meshnode.mesh.stranger import open_pairing, visit
+from meshnode.net.stream import LinkLost
+from meshnode.wire.address import Address
+from meshnode.wire.registry import Close
 from tests.stage import Stage, running, token_of, until
 
 pytestmark = pytest.mark.anyio
@@ -70,6 +75,15 @@ async def test_whoever_has_no_mesh_takes_the_invite_of_the_other(tmp_path: Path)
         joined = await b.meshing.pair(shown["code"], shown["addresses"][0])
         assert (joined["name"], joined["joined"]) == ("theirs", False)
         await until(lambda: a.meshing.facts() is not None and a.facts()["name"] == "theirs")
+
+
+async def test_while_no_code_is_shown_strangers_are_sent_away_at_once(tmp_path: Path) -> None:
+    async with running(tmp_path) as stage:
+        address = Address.parse(stage.facts()["addresses"][0])
+        async with visit(ephemeral(), [address], host="127.0.0.1") as link:
+            with pytest.raises(LinkLost) as closed:
+                await open_pairing(link).read(1)
+        assert closed.value.code == Close.PAIRING_CLOSED
 
 
 async def test_who_may_not_invite_shows_no_code(tmp_path: Path) -> None:

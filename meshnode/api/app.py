@@ -96,8 +96,9 @@ class Door:
 
 
 def error_response(error: MeshnodeError, path: str, request_id: str) -> JSONResponse:
-    """The error in the dialect of the endpoint."""
-    body = error_body(error, dialect_of(path), request_id)
+    """The error in the dialect of the endpoint; calls of our own have the fix beside the sentence."""
+    ours = path.startswith("/api/")
+    body = {"error": error.as_dict()} if ours else error_body(error, dialect_of(path), request_id)
     return JSONResponse(body, error.http_status, {**error_headers(error), "x-meshnode-request-id": request_id})
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from meshnode.cli.client import find_node
-from meshnode.cli.render import command_errors, emit, human_bytes, say, table
+from meshnode.cli.render import command_errors, emit, human_bytes, printable, say, table, write_line
 from meshnode.config import find_places
 from meshnode.errors import StateError
 
@@ -34,18 +34,30 @@ def show_status(facts: dict[str, Any]) -> None:
     """/api/status for people."""
     node, requests = facts["node"], facts["requests"]
     ready = "ready" if facts["ready"] else facts["state"]
-    click.echo(f'{ready}   node {node["short"]} "{node["name"]}"   meshnode {facts["version"]}   pid {facts["pid"]}')
-    click.echo(f"API      {facts['api']['url']}{'   (key required)' if facts['api']['key_required'] else ''}")
-    click.echo(f"console  {facts['console']['url']}")
+    write_line(f'{ready}   node {node["short"]} "{node["name"]}"   meshnode {facts["version"]}   pid {facts["pid"]}')
+    write_line(f"API      {facts['api']['url']}{'   (key required)' if facts['api']['key_required'] else ''}")
+    write_line(f"console  {facts['console']['url']}")
     if facts["engine"]:
-        click.echo(f"engine   llama.cpp {facts['engine']['version']} ({facts['engine']['backend']})")
-    click.echo(
+        write_line(f"engine   llama.cpp {facts['engine']['version']} ({facts['engine']['backend']})")
+    write_line(f"mesh     {mesh_sentence(facts['mesh'])}")
+    write_line(
         f"requests {requests['finished']} finished, {requests['active']} running, {requests['waiting']} waiting\n"
     )
     show_models(facts["models"])
     for problem in facts["problems"]:
-        click.echo(f"\n{problem['severity']}: {problem['title']} ({problem['code']})")
-        click.echo(f"  {problem['text']}\n  fix: {problem['fix']}")
+        write_line(f"\n{problem['severity']}: {problem['title']} ({problem['code']})")
+        write_line(f"  {problem['text']}\n  fix: {problem['fix']}")
+
+
+def mesh_sentence(mesh: dict[str, Any] | None) -> str:
+    """The mesh as one line: which, how many of its other nodes answer, and where this one can be dialled."""
+    if mesh is None:
+        return "none"
+    peers = [peer for peer in mesh["peers"] if peer["state"] != "left"]
+    answering = sum(peer["state"] == "alive" and peer["reachable"] for peer in peers)
+    company = f"{answering} of {len(peers)} other nodes answer" if peers else "no other node yet"
+    reach = f"; reachable at {', '.join(mesh['addresses'])}" if mesh["addresses"] else ""
+    return f'"{printable(mesh["name"])}" as {mesh["role"]}; {company}{reach}'
 
 
 @click.command()

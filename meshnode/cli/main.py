@@ -23,6 +23,12 @@ COMMANDS = {
     "load": ("meshnode.cli.control", "Serve one more model"),
     "unload": ("meshnode.cli.control", "Stop serving a model"),
     "stop": ("meshnode.cli.control", "Stop the running node"),
+    "invite": ("meshnode.cli.admission", "Print an invite for other machines; list or revoke invites"),
+    "join": ("meshnode.cli.admission", "Join the mesh of an invite with the running node"),
+    "pair": ("meshnode.cli.admission", "Add a machine by a short spoken code"),
+    "peers": ("meshnode.cli.mesh", "The other nodes of the mesh"),
+    "ping": ("meshnode.cli.mesh", "Measure round trips to another node"),
+    "leave": ("meshnode.cli.mesh", "Leave the mesh"),
     "pull": ("meshnode.cli.models", "Fetch a model"),
     "ls": ("meshnode.cli.models", "Models on this disk"),
     "show": ("meshnode.cli.models", "A model: what it is, what it needs, whether it fits"),
@@ -30,6 +36,7 @@ COMMANDS = {
     "search": ("meshnode.cli.models", "Find models"),
     "engine": ("meshnode.cli.engine", "The inference engine: status, build, path, clean"),
     "config": ("meshnode.cli.configure", "Settings, each with its source"),
+    "rotate-key": ("meshnode.cli.mesh", "Give this node a new key while it is stopped"),
     "completion": ("meshnode.cli.configure", "Shell completion for bash, zsh or fish"),
 }
 SYNONYMS = {"download": "pull", "drop": "rm", "list": "ls"}

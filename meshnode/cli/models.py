@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from meshnode.cli.render import command_errors, emit, human_bytes, progress_report, say, table
+from meshnode.cli.render import command_errors, emit, human_bytes, printable, progress_report, say, table
 
 if TYPE_CHECKING:
     from meshnode.models.cache import LocalModel
@@ -287,10 +287,10 @@ def _print_facts(facts: dict[str, Any]) -> None:
     state = f", {human_bytes(memory['state_bytes'])} fixed for each conversation" if memory["state_bytes"] else ""
     lines = [
         ("model", f"{facts['model']}{'  (' + facts['alias'] + ')' if facts['alias'] else ''}"),
-        ("name", _plain(header["name"])),
+        ("name", printable(header["name"])),
         (
             "kind",
-            f"{_plain(header['architecture'])}, {_count(memory['parameters'])} parameters, {header['quantisation']}",
+            f"{printable(header['architecture'])}, {_count(memory['parameters'])} parameters, {header['quantisation']}",
         ),
         ("layers", f"{header['layers']}, up to {human_bytes(memory['layer_bytes'])} each{experts}"),
         ("context", f"{header['context_length']} tokens"),
@@ -319,11 +319,6 @@ def _use(facts: dict[str, Any]) -> str:
 
 def _count(number: int) -> str:
     return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
-
-
-def _plain(text: str) -> str:
-    """Text from a stranger's file, without what would steer a terminal."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)[:120]
 
 
 def _age(modified_s: float) -> str:

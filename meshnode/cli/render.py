@@ -1,6 +1,7 @@
 """How the command line shows things: tables and JSON on stdout; talk, progress and errors on stderr.
 
-The one place that turns errors into words and exit codes. rich is imported only when something is drawn.
+The one place that turns errors into words and exit codes. Names come from files and from other machines: nothing that
+passes here can steer the terminal. rich is imported only when something is drawn.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import sys
 import time
 import traceback
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ParamSpec, TypeVar
@@ -24,6 +26,7 @@ SCHEMA = 1
 EXIT_INTERRUPTED = 130
 PLAIN_STEP = 0.1
 PLAIN_PAUSE_S = 10.0
+MOST_CELL_CHARS = 1000
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -35,6 +38,7 @@ _above_the_bars: Callable[[str], None] | None = None
 
 def say(text: str) -> None:
     """Talk: one line on stderr, above the bars if there are any."""
+    text = _without_commands(text)
     if _above_the_bars is not None:
         _above_the_bars(text)
     else:
@@ -42,8 +46,48 @@ def say(text: str) -> None:
 
 
 def emit(facts: Mapping[str, object]) -> None:
-    """Data: one JSON object on stdout, with its schema number."""
-    click.echo(json.dumps({"schema": SCHEMA, **facts}, ensure_ascii=False, default=str))
+    """Data: one JSON object on stdout, with its schema number. What cannot be printed is escaped."""
+    text = json.dumps({"schema": SCHEMA, **facts}, ensure_ascii=False, default=str)
+    if not text.isprintable():
+        text = "".join(letter if letter.isprintable() else json.dumps(letter)[1:-1] for letter in text)
+    click.echo(text)
+
+
+def write_line(text: str) -> None:
+    """Facts for people: a line on stdout."""
+    click.echo(_without_commands(text))
+
+
+def printable(text: str, most: int = 60) -> str:
+    """A stranger's text on one line: spaces for what would steer a terminal, turn the line, or stand beyond `most`
+    characters (an ellipsis).
+    """
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[: most + 1]).strip()
+    return plain if len(text) <= most else f"{plain[: most - 1]}…"
+
+
+def _without_commands(text: str) -> str:
+    """Text of several lines at most, without what would steer a terminal or hide in it (C0, C1, bidi and the like)."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else " " for letter in text)
+
+
+def _columns(text: str) -> int:
+    """How many columns of a terminal the text takes: two for a wide letter (UAX #11), none for a mark above another."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(letter) in "WF" for letter in text)
+    return len(text) + wide - sum(unicodedata.category(letter) in ("Mn", "Me") for letter in text)
+
+
+def _fitted(text: str, columns: int) -> str:
+    """The beginning of a text that fits into so many columns, with an ellipsis where it was cut."""
+    if _columns(text) <= columns:
+        return text
+    while text and _columns(text) >= columns:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def human_bytes(size: float) -> str:
@@ -62,13 +106,23 @@ def human_seconds(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def human_span(seconds: float) -> str:
+    """45 s, 90 min, 23 h, 6 d: a length of time with as much precision as a person wants."""
+    for unit, length_s in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds > 2 * length_s:
+            return f"{seconds / length_s:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Left-aligned columns on stdout, each as wide as its widest cell; the last one is cut to the terminal."""
-    widths = [max(len(row[index]) for row in [columns, *rows]) for index in range(len(columns))]
+    lines = [columns, *([printable(cell, MOST_CELL_CHARS) for cell in row] for row in rows)]
+    widths = [max(_columns(line[index]) for line in lines) for index in range(len(columns))]
     limit = _terminal_width() if sys.stdout.isatty() else 0
-    for row in [columns, *rows]:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        click.echo(f"{line[: limit - 1]}…" if limit and len(line) > limit else line)
+    for line in lines:
+        padded = [cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True)]
+        text = "  ".join(padded).rstrip()
+        click.echo(_fitted(text, limit) if limit else text)
 
 
 def fail(error: MeshnodeError, *, as_json: bool = False) -> None:
@@ -77,9 +131,9 @@ def fail(error: MeshnodeError, *, as_json: bool = False) -> None:
         emit({"error": error.as_dict()})
         return
     red = None if os.environ.get("NO_COLOR") else "red"
-    click.echo(f"{click.style('error:', fg=red)} {error.message} ({error.code})", err=True)
+    click.echo(f"{click.style('error:', fg=red)} {_without_commands(f'{error.message} ({error.code})')}", err=True)
     if error.fix:
-        click.echo(f"  {error.fix}", err=True)
+        click.echo(f"  {_without_commands(error.fix)}", err=True)
 
 
 def command_errors(command: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -55,14 +55,19 @@ def with_pasted_invite(settings: Settings) -> Settings:
         return settings
     from dataclasses import replace
 
+    return replace(settings, join=pasted_invite("meshnode invite | meshnode --join -"))
+
+
+def pasted_invite(example: str) -> str:
+    """The invite on the first line of stdin. Raises SettingsError, with the example, when there is none."""
     from meshnode.errors import SettingsError
 
     if sys.stdin.isatty():
         say("paste the invite, then press Enter:")
     token = sys.stdin.readline(MAX_INVITE_CHARS).strip()
     if not token:
-        raise SettingsError("--join - found no invite on stdin", fix="meshnode invite | meshnode --join -")
-    return replace(settings, join=token)
+        raise SettingsError("there is no invite on stdin", fix=example)
+    return token
 
 
 def _without_options(places: Places) -> None:
@@ -131,4 +136,5 @@ def _say_ready(settings: Settings, urls: dict[str, Any], seconds: float) -> None
     mesh = urls.get("mesh")
     if mesh and mesh["invite"]:
         say(f'\n  "{mesh["name"]}" is private: nobody can join without this invite (24 h, 5 uses)')
+        say("  (as a QR code: meshnode invite --qr; by a spoken code: meshnode pair)")
         say(f"  On another machine:  meshnode --join {mesh['invite']}")

@@ -202,14 +202,14 @@ class Pairing:
         """
         self._check_open()
         own = self._node if node is None else node
-        self._forget_old_tries()
-        if code in self._tried:
-            raise PairingRefused("this code has been tried already")
+        self._check_untried(code)
         async with _Exchange(self) as exchange:
             secret = _Secret(code)
             await secret.start()
             _send(stream, PairOffer(secret.message, code.nameplate))
             offer = await _receive(stream, PairOffer)
+            # Again, now that it costs: of two machines that are asked side by side, one gets the try.
+            self._check_untried(code)
             self._tried[code] = self._clock()
             exchange.began()
             await secret.finish(offer.message, own, peer, exporter)
@@ -248,9 +248,11 @@ class Pairing:
                 fix=f"wait {round(left_s / 60) or 1} min; or use an invite: meshnode invite",
             )
 
-    def _forget_old_tries(self) -> None:
+    def _check_untried(self, code: Code) -> None:
         now = self._clock()
-        self._tried = {code: at for code, at in self._tried.items() if now - at < CODE_LIFE_S}
+        self._tried = {tried: at for tried, at in self._tried.items() if now - at < CODE_LIFE_S}
+        if code in self._tried:
+            raise PairingRefused("this code has been tried already")
 
 
 _NOBODY_INVITES = "pair with a machine that has founded the mesh, or was invited with --may-invite"
@@ -289,15 +291,15 @@ class _Exchange:
         if isinstance(error, asyncio.IncompleteReadError):
             raise PairingRefused("the other machine has ended it half way") from None
         if isinstance(error, OSError):
-            raise _lost(error) from None
+            raise _lost(error, self._at_stake) from None
 
 
-def _lost(error: OSError) -> PairingRefused:
+def _lost(error: OSError, at_stake: bool) -> PairingRefused:
     """Why the connection was closed, if the other machine has said so (`code` of net.stream.LinkLost)."""
     if getattr(error, "code", 0) == Close.PAIRING_CLOSED:
         return PairingRefused("no code with this number is open there", Close.PAIRING_CLOSED)
     if getattr(error, "code", 0) == Close.PAIRING_FAILED:
-        return PairingRefused("the code is wrong")
+        return PairingRefused("the code is wrong" if at_stake else "the other machine has refused it")
     return PairingRefused("the connection to the other machine was lost")
 
 
@@ -305,15 +307,21 @@ class _Secret:
     """One run of SPAKE2, and the key that follows from it."""
 
     def __init__(self, code: Code) -> None:
-        from spake2 import SPAKE2_Symmetric
-
-        self._spake = SPAKE2_Symmetric(str(code).encode("ascii"), idSymmetric=_SPAKE_ID)
+        self._code = code
+        self._spake: Any = None
         self.message = b""
         self._key = b""
 
     async def start(self) -> None:
         """Make `message`, the one to send."""
-        self.message = await asyncio.to_thread(self._spake.start)
+        self.message = await asyncio.to_thread(self._start)
+
+    def _start(self) -> bytes:
+        from spake2 import SPAKE2_Symmetric  # takes a tenth of a second the first time, as it computes its groups
+
+        self._spake = SPAKE2_Symmetric(str(self._code).encode("ascii"), idSymmetric=_SPAKE_ID)
+        message: bytes = self._spake.start()
+        return message
 
     async def finish(self, message: bytes, node: bytes, peer: bytes, exporter: bytes) -> None:
         """Take the other one's message. Raises PairingRefused for one that is no message, or our own."""
@@ -374,7 +382,12 @@ async def _receive_or_end(stream: PairStream, wanted: type[Message]) -> Message 
 
 async def _offered(stream: PairStream) -> bytes:
     """The invite of the guest. Raises PairingRefused when it has none, either."""
-    accept = await _receive_or_end(stream, PairAccept)
+    try:
+        accept = await _receive_or_end(stream, PairAccept)
+    except OSError as error:
+        if getattr(error, "code", 0) != Close.PAIRING_FAILED:
+            raise
+        accept = None  # it has closed the connection because of that, which may overtake the end of its stream
     if accept is None:
         raise PairingRefused("neither of the two may invite the other", fix=_NOBODY_INVITES)
     return accept.invite

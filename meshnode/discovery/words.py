@@ -18,11 +18,11 @@ WORDS: tuple[str, ...] = tuple(
     kiwi knuckle koala ladder lagoon lantern lemon lettuce library lilac linen lizard lobster locket lotus lullaby lynx
     magnet mammoth maple meadow mimosa mirror mitten monsoon mosaic muffin museum mustard napkin narrow nectar needle
     nickel nomad nugget nutmeg oasis oatmeal obelisk ocean olive onion orbit orchid oregano ostrich oxygen palace
-    panther papaya pasture peanut pebble pelican pencil piano picnic pigeon pillow pixel poem poplar prairie prism
-    pudding puzzle pyramid quartz quilt quiver quokka rabbit radish raft rainbow ranch raven rhubarb ribbon robin rubber
-    ruby saffron sandal satin scarf school seagull shovel sierra skate sketch sphinx spinach spiral spruce squid stable
-    sunset swallow syrup tadpole teapot temple tennis thimble thunder tomato tornado tractor tripod trumpet tulip tundra
-    tweed unicorn valley vanilla vessel village violet volcano vortex voyage vulture waffle walnut whisper whistle
-    window wombat wool wreath yacht yodel yogurt zebra zenith zodiac
-    """.split()
+    panther papaya pasture peanut pebble pelican pencil piano picnic pigeon pillow pixel platinum poem poplar prairie
+    prism pudding puzzle pyramid quartz quilt quiver quokka rabbit radish raft rainbow ranch raven rhubarb ribbon robin
+    rubber ruby saffron sandal satin scarf school seagull shovel sierra skate sketch sphinx spinach spiral spruce squid
+    stable sunset swallow syrup tadpole teapot temple tennis thimble thunder tomato tornado tractor tripod trumpet tulip
+    tundra tweed unicorn valley vanilla vessel village violet volcano vortex voyage vulture waffle walnut whisper window
+    wombat wool wreath yacht yodel yogurt zebra zenith zodiac
+    """.split()  # noqa: SIM905
 )

@@ -1,7 +1,8 @@
 """The part of a client-only node: it holds no state of the mesh but what its access nodes show it.
 
 It keeps one to three access nodes, which send it Views (views.py), and dials the hosts of models when it needs them.
-What that costs does not grow with the mesh.
+What that costs does not grow with the mesh. One that falls silent keeps its link, as it may be heard again, but counts
+for nothing until then: others take its place, and a new link to it is tried.
 """
 
 from __future__ import annotations
@@ -38,16 +39,20 @@ class ClientPart:
         admit: Callable[[Statement], Role | None],
         verify: Verify,
         sessions: Sessions,
+        returned: Callable[[bytes, Sequence[Address]], None],
         changed: Callable[[], None],
         counters: Counter[str],
     ) -> None:
+        """`returned` is told of nodes that are known to be there again, and where."""
         self._node = node
         self._sessions = sessions
+        self._returned = returned
         self._changed = changed
         self._counters = counters
         self._view = ClientView(admit=admit, verify=verify)
         self._access: dict[bytes, Peer] = {}
-        self._silent: set[bytes] = set()
+        self._silent: dict[bytes, int] = {}
+        """Who is not heard, with the incarnation that fell silent: a later one has been heard by somebody since."""
         self._heard_at: dict[bytes, float] = {}
         self._since: dict[bytes, float] = {}
         self._seen: dict[bytes, Seen] = {}
@@ -58,7 +63,7 @@ class ClientPart:
 
     def peer_up(self, peer: Peer) -> None:
         """Up to three members that are linked are access nodes; others are hosts of models."""
-        self._silent.discard(peer.node)
+        self._silent.pop(peer.node, None)
         if peer.link.rtt_s is not None:
             self._rtts_s[peer.node] = peer.link.rtt_s
         self._subscribe()
@@ -66,7 +71,7 @@ class ClientPart:
 
     def peer_down(self, peer: Peer) -> None:
         """What only this access node told is forgotten, unless it was the last: then the last View stays."""
-        self._silent.discard(peer.node)
+        self._silent.pop(peer.node, None)
         self._rtts_s.pop(peer.node, None)
         if self._access.get(peer.node) is peer:
             del self._access[peer.node]
@@ -78,9 +83,22 @@ class ClientPart:
 
     def _subscribe(self) -> None:
         for peer in self._sessions.peers:
-            if len(self._access) < MOST_ACCESS_NODES and peer.role is Role.MEMBER and peer.node not in self._access:
-                self._access[peer.node] = peer
-                peer.send(Subscribe(INTERVAL_S))
+            if peer.role is not Role.MEMBER or peer.node in self._access or peer.link.silent:
+                continue
+            if len(self._access) >= MOST_ACCESS_NODES and not self._drop_silent():
+                return
+            self._access[peer.node] = peer
+            peer.link.watch(True)
+            peer.send(Subscribe(INTERVAL_S))
+
+    def _drop_silent(self) -> bool:
+        """Give up an access node that is not heard for one that is. False when all are heard."""
+        for node, peer in self._access.items():
+            if node in self._silent:
+                del self._access[node]
+                peer.link.watch(False)
+                return True
+        return False
 
     def received(self, peer: Peer, message: Any) -> None:
         """Raises WireError for anything but a View, and for one with a forged statement."""
@@ -102,7 +120,13 @@ class ClientPart:
 
     def silent(self, node: bytes, silent: bool) -> None:
         """Nothing is heard of a peer any more, or something again."""
-        (self._silent.add if silent else self._silent.discard)(node)
+        if silent:
+            seen = self._seen.get(node)
+            self._silent[node] = 0 if seen is None else seen.incarnation
+        else:
+            self._silent.pop(node, None)
+        self._subscribe()
+        self._look()
         self._touch()
 
     def measured(self, node: bytes, rtt_s: float) -> None:
@@ -143,7 +167,7 @@ class ClientPart:
 
     def wants_links(self) -> bool:
         """Whether there are fewer access nodes than there should be."""
-        return len(self._access) < FEWEST_ACCESS_NODES
+        return len(self._access.keys() - self._silent.keys()) < FEWEST_ACCESS_NODES
 
     def needs(self, node: bytes) -> bool:
         """Access nodes are needed, hosts only as long as they are asked."""
@@ -166,7 +190,7 @@ class ClientPart:
             dynamic=seen.dynamic,
             demand=None,
             linked=linked,
-            reachable=seen.node not in self._silent,
+            reachable=seen.incarnation > self._silent.get(seen.node, -1),
             rtt_s=self._rtts_s.get(seen.node),
             estimated_rtt_s=self._estimate_s(seen),
             since=self._since[seen.node],
@@ -186,7 +210,13 @@ class ClientPart:
 
     def _look(self) -> None:
         now = monotonic()
-        self._seen = {seen.node: seen for seen in self._view.nodes()}
+        before = self._seen
+        # What a silent node said last is old; it is believed only where nobody says anything newer.
+        heard = [node for node in self._view.access_nodes if node not in self._silent]
+        self._seen = {seen.node: seen for seen in self._view.nodes(heard or self._view.access_nodes)}
+        for node, seen in self._seen.items():
+            if node not in before or seen.incarnation > before[node].incarnation:
+                self._returned(node, seen.identity.addresses)
         self._since = {node: self._since.get(node, now) for node in self._seen}
         self._heard_at = {node: self._heard_at.get(node, now) for node in self._seen}
 

@@ -51,7 +51,10 @@ FAREWELL_S = 0.3
 
 
 class Mesh:
-    """See the module. `await Mesh.start(...)`, and `close` at the end."""
+    """See the module. `await Mesh.start(...)`, and `close` at the end.
+
+    `entered` counts how often this node has begun to take part: what it has published is forgotten each time.
+    """
 
     def __init__(
         self,
@@ -101,6 +104,7 @@ class Mesh:
             vault, measure=self._measure, send=self._send, renewed=self._identify, counters=counters
         )
         self._part: Part | None = None
+        self.entered = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._news: asyncio.TimerHandle | None = None
         self._said_at = 0.0
@@ -167,6 +171,7 @@ class Mesh:
             counters=self._counters,
             options=self._limits.membership,
         )
+        self.entered += 1
         self._identify()
         self._start(self._reach.run())
         self._start(self._upkeep(self._part).run())
@@ -370,8 +375,7 @@ class Mesh:
     # --- what the parts need ----------------------------------------------------------------------------------------
 
     async def _serve_http(self, stream: MeshStream, header: bytes, role: Role | None) -> None:
-        assert role is not None, "the registry admits HTTP only after admission"
-        await self._tunnel.serve(stream, role)
+        await self._tunnel.serve(stream)
 
     async def _serve_pairing(self, stream: MeshStream, header: bytes, role: Role | None) -> None:
         assert self._pair is not None, "without it the type has no handler"

@@ -20,11 +20,14 @@ from meshnode.mesh.part import Part
 from meshnode.mesh.sessions import Peer, Sessions
 from meshnode.mesh.vault import Vault
 from meshnode.net.link import Link
+from meshnode.telemetry import LOG
 from meshnode.wire.address import Address
 from meshnode.wire.messages import PeerEntry
-from meshnode.wire.registry import CLOSE_TEXTS, LIMIT_ADDRESSES, Close
+from meshnode.wire.registry import CLOSE_TEXTS, LIMIT_ADDRESSES, Close, Role
 
 DIAL_S = 5.0
+BOOK_S = 0.5
+"""So soon is a new member in the book: a node that is killed in its first minute must find its mesh again."""
 
 
 class Dials(Protocol):
@@ -51,6 +54,8 @@ class Reach:
         self._directions = Directions()
         self._pauses = Pauses(random.Random())
         self._book: tuple[PeerEntry, ...] = ()
+        self._strangers = asyncio.Event()
+        """Set when a member was admitted that is not in the book."""
         self._search = Search(candidates=self.candidates, dial=self._try, enough=self._has_links, pauses=self._pauses)
         self.endpoint: Dials
         self.part: Part | None = None
@@ -62,8 +67,10 @@ class Reach:
             self._directions.named(entry.node, entry.addresses)
 
     async def run(self) -> None:
-        """Look for links whenever there are too few, until cancelled."""
-        await self._search.run()
+        """Look for links whenever there are too few, and keep the book, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._search.run())
+            group.create_task(self._keep_book())
 
     def wake(self) -> None:
         """A link was lost, or there is somebody new to try."""
@@ -72,7 +79,8 @@ class Reach:
     def candidates(self) -> Sequence[bytes]:
         """Whom to dial when links are wanting, best first."""
         known: Iterable[bytes] = () if self.part is None else self.part.candidates()
-        nodes = dict.fromkeys([*known, *(entry.node for entry in self._book)])
+        linked = (peer.node for peer in self._sessions.peers if peer.role is Role.MEMBER)
+        nodes = dict.fromkeys([*known, *linked, *(entry.node for entry in self._book)])
         return [node for node in nodes if node != self._own and not self._is_heard(node)]
 
     def _is_heard(self, node: bytes) -> bool:
@@ -90,6 +98,8 @@ class Reach:
         """A peer was admitted, and has said where it can be reached."""
         self._directions.named(peer.node, peer.session.addresses)
         self._pauses.succeeded(peer.node)
+        if peer.role is Role.MEMBER and all(entry.node != peer.node for entry in self._book):
+            self._strangers.set()
 
     def found(self, node: bytes, addresses: Sequence[Address]) -> None:
         """A member was met at these addresses: if links are wanting, it is dialled at once."""
@@ -105,12 +115,16 @@ class Reach:
         if self.part is None:
             return
         members = sorted(self.part.members().members.values(), key=lambda member: not member.linked)
-        entries = []
-        for member in members:
-            addresses = self._directions.to(member.node, member.identity.addresses if member.identity else ())
-            if member.state == "alive" and addresses and member.node != self._own:
-                entries.append(PeerEntry(member.node, addresses[:LIMIT_ADDRESSES]))
+        named = {member.node: member.identity.addresses if member.identity else () for member in members}
         gone = [member.node for member in members if member.state == "left"]
+        alive = [member.node for member in members if member.state == "alive" and member.node != self._own]
+        # Of who was admitted just now there may be no statement yet.
+        fresh = [peer.node for peer in self._sessions.peers if peer.role is Role.MEMBER and peer.node not in named]
+        entries = []
+        for node in [*fresh, *alive]:
+            addresses = self._directions.to(node, named.get(node, ()))
+            if addresses:
+                entries.append(PeerEntry(node, addresses[:LIMIT_ADDRESSES]))
         await asyncio.to_thread(self._write, entries, gone)
         self._book = self._vault.peers()
 
@@ -118,6 +132,17 @@ class Reach:
         self._vault.remember_peers(entries)
         for node in gone:
             self._vault.forget_peer(node)
+
+    async def _keep_book(self) -> None:
+        """Write down new members soon. The rest is not urgent: see upkeep.py."""
+        while True:
+            await self._strangers.wait()
+            await asyncio.sleep(BOOK_S)
+            self._strangers.clear()
+            try:
+                await self.remember()
+            except MeshnodeError as reason:
+                LOG.warning("the address book could not be written: %s", reason)
 
     # --- dialling -----------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from meshnode.core.budget import Bucket
 from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
@@ -28,7 +29,8 @@ Admission = Callable[[Link], Awaitable[Role | None]]
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
     """Bounds for one link: streams a second in the long run and at once, streams whose header is not complete, and the
-    time for that header. A peer that goes on after `most_refused` streams in a row were refused is closed.
+    time for that header. A peer that goes on after `most_refused` streams were refused is closed; `forgiven_per_s` of
+    them are forgotten again, whether or not others were let through meanwhile.
     """
 
     rate_per_s: float = 1000.0
@@ -36,28 +38,27 @@ class StreamLimits:
     half_open: int = 128
     header_s: float = 10.0
     most_refused: int = 1024
+    forgiven_per_s: float = 32.0
 
 
-class _Rate:
-    """A token bucket, with the number of refusals since it was last full enough."""
+class StreamBudget:
+    """What one link may open, and whether it has been refused too often. `half_open` is kept by the owner. Pure."""
 
-    __slots__ = ("_at", "_left", "half_open", "refused")
+    __slots__ = ("_most_half_open", "_refusals", "_streams", "half_open")
 
     def __init__(self, limits: StreamLimits, now: float) -> None:
-        self._left = float(limits.burst)
-        self._at = now
-        self.refused = 0
+        self._streams = Bucket(limits.rate_per_s, limits.burst, now)
+        self._refusals = Bucket(limits.forgiven_per_s, limits.most_refused, now)
+        self._most_half_open = limits.half_open
         self.half_open = 0
 
-    def take(self, limits: StreamLimits, now: float) -> bool:
-        self._left = min(limits.burst, self._left + (now - self._at) * limits.rate_per_s)
-        self._at = now
-        if self._left < 1 or self.half_open >= limits.half_open:
-            self.refused += 1
-            return False
-        self._left -= 1
-        self.refused = 0
-        return True
+    def take(self, now: float) -> bool:
+        """Whether one more stream may be opened."""
+        return self.half_open < self._most_half_open and self._streams.take(1, now)
+
+    def is_flood(self, now: float) -> bool:
+        """Count a refusal. True when there were so many that it cannot be an accident."""
+        return not self._refusals.take(1, now)
 
 
 class StreamDispatch:
@@ -81,29 +82,30 @@ class StreamDispatch:
         self._offend = offend
         self._counters = counters
         self._limits = limits
-        self._rates: dict[Link, _Rate] = {}
+        self._budgets: dict[Link, StreamBudget] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def opened(self, stream: MeshStream) -> None:
         """A peer opened `stream`; nothing of it has been read."""
         loop = asyncio.get_running_loop()
-        rate = self._rates.get(stream.link)
-        if rate is None:
-            rate = self._rates[stream.link] = _Rate(self._limits, loop.time())
-        if not rate.take(self._limits, loop.time()):
+        now = loop.time()
+        budget = self._budgets.get(stream.link)
+        if budget is None:
+            budget = self._budgets[stream.link] = StreamBudget(self._limits, now)
+        if not budget.take(now):
             self._counters["streams_overload"] += 1
             stream.reset(Reset.OVERLOAD)
-            if rate.refused > self._limits.most_refused:
+            if budget.is_flood(now):
                 self._offend(stream.link, Close.FLOOD)
             return
         self._counters["streams_opened"] += 1
-        task = loop.create_task(self._serve(stream, rate))
+        task = loop.create_task(self._serve(stream, budget))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def forget(self, link: Link) -> None:
         """The link is down; its streams end by themselves."""
-        self._rates.pop(link, None)
+        self._budgets.pop(link, None)
 
     async def close(self) -> None:
         """End every stream that is being served."""
@@ -112,15 +114,15 @@ class StreamDispatch:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _serve(self, stream: MeshStream, rate: _Rate) -> None:
-        rate.half_open += 1
+    async def _serve(self, stream: MeshStream, budget: StreamBudget) -> None:
+        budget.half_open += 1
         try:
             found = await self._read_header(stream)
             role = None
             if found is not None and found[0] not in BEFORE_ADMISSION:
                 role = await self._admission(stream.link)
         finally:
-            rate.half_open -= 1
+            budget.half_open -= 1
         if found is None:
             return
         kind, header = found

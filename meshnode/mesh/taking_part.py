@@ -43,7 +43,13 @@ async def make_part(
     node = identity.node_id
     if role is Role.CLIENT:
         return ClientPart(
-            node=node, admit=admit, verify=verify_bytes, sessions=sessions, changed=changed, counters=counters
+            node=node,
+            admit=admit,
+            verify=verify_bytes,
+            sessions=sessions,
+            returned=reach.found,
+            changed=changed,
+            counters=counters,
         )
     machine = Membership(
         node=node,

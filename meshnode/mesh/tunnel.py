@@ -14,9 +14,9 @@ import asyncio
 import math
 import re
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -33,7 +33,7 @@ from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
 from meshnode.wire.frames import encode_stream_header
-from meshnode.wire.registry import Reset, Role, StreamType
+from meshnode.wire.registry import LIMIT_HTTP_STREAMS, Reset, StreamType
 
 LINGER_S = 300.0
 """How long a caller may take over the last half megabyte of its answer."""
@@ -56,10 +56,13 @@ def open_tunnel(link: Link) -> MeshStream:
 class TunnelLimits:
     """Bounds of the serving side. `streams` and `body_bytes` are for one peer; `stall_s` is how long a peer may take
     nothing of its answer.
+
+    A gateway may bring all of its callers to one host: how many wait there is for the queue of the model to say. Fewer
+    streams than a link may have, so that a peer with too many is told so, and its control stream has room.
     """
 
     request: RequestLimits = RequestLimits()
-    streams: Mapping[Role, int] = field(default_factory=lambda: {Role.MEMBER: 128, Role.CLIENT: 64})
+    streams: int = LIMIT_HTTP_STREAMS
     body_bytes: int = 256 << 20
     stall_s: float = 120.0
 
@@ -78,23 +81,20 @@ class TunnelReply:
 
     async def head(self, status: int, headers: Sequence[tuple[str, str]], /) -> None:
         """Status and headers; those that belong to one connection are left out. Raises ValueError for a bad one."""
-        if self.begun:
-            raise RuntimeError("an answer has one head")
+        assert not self.begun, "an answer has one head"
         data = head_bytes(status, headers)
         self.begun = True
         await self._send(data)
 
     async def body(self, piece: bytes, /) -> None:
         """Part of the body, in the order of the calls."""
-        if not self.begun or self.finished:
-            raise RuntimeError("a body comes after its head and before its end")
+        assert self.begun and not self.finished, "a body comes after its head and before its end"
         if piece:
             await self._send(piece)
 
     async def finish(self) -> None:
         """The body is whole."""
-        if not self.begun:
-            raise RuntimeError("an answer begins with its head")
+        assert self.begun, "an answer begins with its head"
         if not self.finished:
             self.finished = True
             self._stream.write_eof()
@@ -169,13 +169,13 @@ class TunnelServer:
         """Answers under way."""
         return len(self._running)
 
-    async def serve(self, stream: MeshStream, role: Role) -> None:
+    async def serve(self, stream: MeshStream) -> None:
         """Read the request of one stream and answer it. Returns when the stream is over; never raises OSError."""
         peer = stream.link.peer
         self._streams[peer] += 1
         held_bytes = 0
         try:
-            self._check_room(peer, role)
+            self._check_room(peer)
             limits = self._limits.request
             head = await read_head(stream, admitted=self._admitted, limits=limits)
             self._check_memory(peer, head)
@@ -226,10 +226,10 @@ class TunnelServer:
 
     # --- limits -----------------------------------------------------------------------------------------------
 
-    def _check_room(self, peer: bytes, role: Role) -> None:
+    def _check_room(self, peer: bytes) -> None:
         if self._stopping:
             raise Refusal(503, "node_stopping", "this node is stopping", retry_after_s=5)
-        if self._streams[peer] > self._limits.streams[role]:
+        if self._streams[peer] > self._limits.streams:
             raise Refusal(429, "too_many_requests", "too many requests of this peer run here", retry_after_s=2)
 
     def _check_memory(self, peer: bytes, head: Head) -> None:

@@ -172,12 +172,12 @@ class ClientView:
         """An access node is gone; what it alone told is forgotten."""
         self._views.pop(access, None)
 
-    def nodes(self) -> list[Seen]:
-        """Every node that some View proves to be a member."""
+    def nodes(self, access_nodes: Iterable[bytes]) -> list[Seen]:
+        """Every node that the View of one of these access nodes proves to be a member."""
         newest: dict[tuple[bytes, int], Statement] = {}
         access: dict[bytes, list[bytes]] = {}
-        for told_by, view in self._views.items():
-            for (origin, kind), statement in view.items():
+        for told_by in access_nodes:
+            for (origin, kind), statement in self._views[told_by].items():
                 known = newest.get((origin, kind))
                 if known is None or statement.order > known.order:
                     newest[origin, kind] = statement

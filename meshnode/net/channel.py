@@ -50,7 +50,6 @@ class Channel:
     def __init__(self, carrier: Carrier, quic: MeshQuic, destination: SocketAddress) -> None:
         self.loop = asyncio.get_running_loop()
         self.quic = quic
-        self.moves = 0
         self._carrier = carrier
         self._logical = self._destination = self._proven_destination = destination
         self._next_move_at = 0.0
@@ -168,7 +167,6 @@ class Channel:
             self._destination = self._proven_destination
         elif self.quic.is_path_valid:
             self._proven_destination = self._destination
-            self.moves += 1
             self._moved()
 
     # --- sending ---------------------------------------------------------------------------------------------

@@ -315,7 +315,6 @@ class Endpoint:
             self._counters.handshakes_failed += 1
         kept_before = self.link(link.peer)
         self._links.remove(link)
-        self._counters.moves += link.moves
         kept = self.link(link.peer)
         if kept is not None and kept is not kept_before:
             kept.announce()
@@ -329,6 +328,10 @@ class Endpoint:
     def refused_stream(self) -> None:
         """A peer opened more streams than it may."""
         self._counters.streams_refused += 1
+
+    def moved(self) -> None:
+        """A peer has answered from another address."""
+        self._counters.moves += 1
 
     def arrived(self, link: Link, data: bytes) -> None:
         """A datagram of a peer."""

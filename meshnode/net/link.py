@@ -28,6 +28,7 @@ from meshnode.net import congestion
 from meshnode.net.address import SocketAddress
 from meshnode.net.channel import Carrier, Channel
 from meshnode.net.credit import CONNECTION_MOST_BYTES
+from meshnode.net.liveness import IDLE_QUIET_S, QUIET_S
 from meshnode.net.multiplexer import Multiplexer
 from meshnode.net.path import SizeSearch
 from meshnode.net.quic import MeshQuic
@@ -64,6 +65,9 @@ class Owner(Carrier, Protocol):
 
     def refused_stream(self) -> None:
         """The peer opened more streams than it may."""
+
+    def moved(self) -> None:
+        """The peer of a link has answered from another address."""
 
     def arrived(self, link: Link, data: bytes) -> None:
         """A datagram of the peer."""
@@ -117,7 +121,7 @@ class Link(Channel):
         self._asked_to_watch = False
         self._watch = Watch(
             self.loop,
-            wanted=self._is_watched,
+            quiet=self._watched_quiet_s,
             probe=self._probe,
             read=owner.read,
             rtt=lambda: quic.smoothed_rtt_s,
@@ -190,7 +194,7 @@ class Link(Channel):
         raise PeerUnreachable(short(self.peer))
 
     def watch(self, on: bool) -> None:
-        """Watch the liveness of the peer closely even while no stream is open."""
+        """Watch the liveness of the peer even while no stream is open, though less closely than while one is."""
         self._asked_to_watch = on
         self.watch_changed()
 
@@ -359,6 +363,7 @@ class Link(Channel):
             self.quic.set_datagram_bytes(self._sizes.size)
 
     def _moved(self) -> None:
+        self._owner.moved()
         self._round_trip.forget()
         self._sizes = SizeSearch(self._owner.sizes(self))
         self.quic.set_datagram_bytes(self._sizes.size)
@@ -382,8 +387,10 @@ class Link(Channel):
         if self.alive:
             self._watch.consider()
 
-    def _is_watched(self) -> bool:
-        return self._asked_to_watch or any(stream.watched for stream in self._streams)
+    def _watched_quiet_s(self) -> float | None:
+        if any(stream.watched for stream in self._streams):
+            return QUIET_S
+        return IDLE_QUIET_S if self._asked_to_watch else None
 
     def _probe(self) -> None:
         self.quic.probe()

@@ -3,7 +3,7 @@
 A link on which somebody waits should not need the idle timeout of QUIC (20 s) to notice that the peer is gone. After
 QUIET_S without a packet it is probed, faster than QUIC's own retransmissions would; once nothing was heard for a
 second since the first unanswered probe, it is called silent. That is a verdict for routing, not an end: any packet
-revokes it.
+revokes it. Where nobody waits, but somebody might ask the peer soon, IDLE_QUIET_S costs a packet a second.
 
 An ICMP message that says "port unreachable" shortens this: probes follow each other closely, and some unanswered ones
 are enough. It is never taken for proof, since a peer that is there will answer the probes.
@@ -17,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 QUIET_S = 0.3
+IDLE_QUIET_S = 1.0
 PROBE_LEAST_S = 0.06
 PROBE_MOST_S = 0.25
 SILENT_LEAST_S = 1.0
@@ -83,15 +84,17 @@ class Liveness:
         self._probe_at = now
         return True
 
-    def poll(self, now: float, rtt_s: float, late_s: float = 0.0) -> Step:
-        """What to do, `late_s` after the time that was asked for. `rtt_s` is the smoothed round trip."""
+    def poll(self, now: float, rtt_s: float, late_s: float = 0.0, *, quiet_s: float = QUIET_S) -> Step:
+        """What to do, `late_s` after the time that was asked for. `rtt_s` is the smoothed round trip; after `quiet_s`
+        without a packet the peer is asked.
+        """
         if late_s > LAG_S:
             self._heard_at = min(self._heard_at + late_s, now)
             if self._since is not None:
                 self._since = min(self._since + late_s, now)
         if self._since is None:
-            if now < self._heard_at + QUIET_S:
-                return Step(self._heard_at + QUIET_S)
+            if now < self._heard_at + quiet_s:
+                return Step(self._heard_at + quiet_s)
             self._since = self._probe_at = now
         limit_at = self._since + self._limit_s(rtt_s)
         if not self.silent and now >= limit_at and (not self._hinted or self._probes >= HINTED_PROBES):

@@ -6,12 +6,13 @@ import asyncio
 from collections.abc import Callable
 from time import monotonic
 
-from meshnode.net.liveness import Liveness
+from meshnode.net.liveness import QUIET_S, Liveness
 
 
 class Watch:
-    """Probes and judges for as long as `wanted()`.
+    """Probes and judges for as long as it is wanted.
 
+    `quiet` gives the seconds without a packet after which the peer is to be asked, and None while nobody wants to know.
     `probe` sends something that must be answered, `read` takes in what has already arrived, `rtt` gives the round trip
     in seconds, `verdict` is told when the peer falls silent and when it is heard again.
     """
@@ -20,20 +21,22 @@ class Watch:
         self,
         loop: asyncio.AbstractEventLoop,
         *,
-        wanted: Callable[[], bool],
+        quiet: Callable[[], float | None],
         probe: Callable[[], None],
         read: Callable[[], None],
         rtt: Callable[[], float],
         verdict: Callable[[bool], None],
     ) -> None:
         self._loop = loop
-        self._wanted = wanted
+        self._quiet = quiet
         self._probe = probe
         self._read = read
         self._rtt = rtt
         self._verdict = verdict
         self._liveness = Liveness(monotonic())
         self._timer: asyncio.TimerHandle | None = None
+        self._pace_s = QUIET_S
+        """The `quiet` by which the timer was set."""
         self._stopped = False
 
     @property
@@ -57,11 +60,18 @@ class Watch:
             self._schedule(0.0)
 
     def consider(self) -> None:
-        """Whether to watch may have changed."""
-        if self._timer is None and not self._stopped and self._wanted():
-            now = monotonic()
+        """Whether to watch, or how closely, may have changed."""
+        if self._stopped or (self._timer is not None and self._pace_s <= QUIET_S):
+            return
+        quiet_s = self._quiet()
+        if quiet_s is None or (self._timer is not None and quiet_s >= self._pace_s):
+            return
+        at = now = monotonic()
+        if self._timer is None:
             self._liveness.watch(now)
-            self._schedule(self._liveness.poll(now, self._rtt()).at)
+            at = self._liveness.poll(now, self._rtt(), quiet_s=quiet_s).at
+        self._pace_s = quiet_s
+        self._schedule(at)
 
     def stop(self) -> None:
         """The link is over."""
@@ -82,9 +92,11 @@ class Watch:
         late_s = monotonic() - due_at
         # What has arrived meanwhile must be in before anything is concluded from its absence.
         self._read()
-        if self._stopped or not (self._wanted() or self._liveness.suspicious):
+        quiet_s = self._quiet()
+        if self._stopped or (quiet_s is None and not self._liveness.suspicious):
             return
-        step = self._liveness.poll(monotonic(), self._rtt(), late_s)
+        self._pace_s = QUIET_S if quiet_s is None else quiet_s
+        step = self._liveness.poll(monotonic(), self._rtt(), late_s, quiet_s=self._pace_s)
         if step.probe:
             self._probe()
         if self._stopped:

@@ -261,7 +261,7 @@ async def test_commands_reach_the_node() -> None:
         for body in ({}, {"model": ""}, {"model": 3}, b"[]", b"\xff"):
             assert (await command("/api/load", body))[0] == 400
         status, value = await command("/api/load", {"model": "nothing"})
-        assert (status, value["error"]["code"]) == (404, "model_not_found")
+        assert (status, value["error"]) == (404, ModelNotFound("'nothing'").as_dict())
         assert (await command("/api/load", b" " * 70_000))[0] == 413
 
 
@@ -291,7 +291,7 @@ async def test_a_fault_is_logged_once_and_hides_its_particulars(logged: pytest.L
 
     async with control(get_status=broken) as node:
         reply = await ask(node.port, "/api/status")
-        assert (reply.status, reply.error["type"]) == (500, "server_error")
+        assert (reply.status, reply.error["code"]) == (500, "error")
         assert b"particulars" not in reply.body
         assert (await ask(node.port, "/")).status == 200
     assert len(logged.records) == 1

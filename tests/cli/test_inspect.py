@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from meshnode.cli.inspect import _was_rotated, show_models, show_status
+from meshnode.cli.inspect import _was_rotated, mesh_sentence, show_models, show_status
 from meshnode.cli.main import root
 
 SHARES = [{"device": "CUDA0", "layers": 25}, {"device": "host", "layers": 8}]
@@ -35,6 +35,7 @@ FACTS: dict[str, Any] = {
     "console": {"url": "http://localhost:3131"},
     "engine": {"version": "0.5.0", "backend": "cuda"},
     "requests": {"finished": 9, "active": 3, "waiting": 2},
+    "mesh": None,
     "models": [MODEL],
     "problems": [{"severity": "warning", "title": "T", "code": "c", "text": "what", "fix": "do this"}],
 }
@@ -56,6 +57,28 @@ def test_status_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     assert "http://localhost:9337/v1   (key required)" in told
     assert "9 finished, 3 running, 2 waiting" in told
     assert "warning: T (c)" in told and "fix: do this" in told
+
+
+def test_status_says_in_one_line_how_the_mesh_is(capsys: pytest.CaptureFixture[str]) -> None:
+    show_status(FACTS)
+    assert "\nmesh     none\n" in capsys.readouterr().out
+    peers = [
+        {"state": "alive", "reachable": True},
+        {"state": "alive", "reachable": False},
+        {"state": "dead", "reachable": False},
+        {"state": "left", "reachable": False},
+    ]
+    mesh = {"name": "home\x1b[2J", "role": "member", "peers": peers, "addresses": ["192.0.2.1:9337", "[::1]:9337"]}
+    show_status(FACTS | {"mesh": mesh})
+    assert "1 of 3 other nodes answer; reachable at 192.0.2.1:9337, [::1]:9337\n" in capsys.readouterr().out
+    assert mesh_sentence(mesh | {"peers": [], "addresses": []}) == '"home [2J" as member; no other node yet'
+
+
+def test_names_from_other_machines_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "\x1b[2J\u202e"
+    problem = FACTS["problems"][0] | {"text": hostile}
+    show_status(FACTS | {"models": [MODEL | {"id": hostile, "detail": hostile}], "problems": [problem]})
+    assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
 def test_status_of_a_node_that_is_starting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import threading
 
 import click
@@ -17,9 +19,12 @@ from meshnode.cli.render import (
     fail,
     human_bytes,
     human_seconds,
+    human_span,
+    printable,
     progress_report,
     say,
     table,
+    write_line,
 )
 from meshnode.errors import EngineError, ModelNotFound
 from meshnode.telemetry import Progress
@@ -47,11 +52,62 @@ def test_durations(seconds: float, text: str) -> None:
     assert human_seconds(seconds) == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0 s"), (45.4, "45 s"), (1800, "30 min"), (5400, "90 min"), (86_399.7, "24 h"), (82_900, "23 h"),
+     (604_800, "7 d")],
+)  # fmt: skip
+def test_spans(seconds: float, text: str) -> None:
+    assert human_span(seconds) == text
+
+
 def test_a_table_is_as_wide_as_its_widest_cell(capsys: pytest.CaptureFixture[str]) -> None:
     table(["A", "LONGER"], [["something", "x"], ["y", "z"]])
     assert capsys.readouterr().out == "A          LONGER\nsomething  x\ny          z\n"
     table(["A", "B"], [])
     assert capsys.readouterr().out == "A  B\n"
+
+
+def test_a_table_counts_columns_and_not_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    table(["A", "B"], [["日本", "x"], ["e\u0301", "x"], ["1234", "x"]])
+    assert capsys.readouterr().out.splitlines() == ["A     B", "日本  x", "e\u0301     x", "1234  x"]
+
+
+def test_a_table_is_cut_to_the_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr(shutil, "get_terminal_size", lambda: os.terminal_size((10, 24)))
+    table(["A", "B"], [["1234", "5678"], ["1234", "56789"], ["1234", "日本語"]])
+    assert capsys.readouterr().out.splitlines() == ["A     B", "1234  5678", "1234  567…", "1234  日…"]
+
+
+STEERING = "\x1b[2J \x9b31m \x07 \r \u202e \u2066 \u200b \u2028 \U000e0041 \ud800"
+
+
+def test_nothing_that_is_shown_can_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    say(f"a{STEERING}z")
+    write_line(f"a{STEERING}z")
+    table(["A"], [[f"a{STEERING}z"]])
+    fail(EngineError(f"a{STEERING}z", fix=f"a{STEERING}z\nsecond line"))
+    out, err = capsys.readouterr()
+    lines = [*out.splitlines(), *err.splitlines()]
+    assert len(lines) == 7 and all(line.isprintable() for line in lines)
+    assert sum("a" in line and "z" in line for line in lines) == 5 and lines[-1] == "second line"
+
+
+def test_json_holds_every_character_and_shows_none_that_steers(capsys: pytest.CaptureFixture[str]) -> None:
+    emit({"name": f"größe {STEERING}"})
+    out = capsys.readouterr().out
+    assert json.loads(out)["name"] == f"größe {STEERING}"
+    assert "größe" in out and out.rstrip("\n").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [("name", 4, "name"), ("names", 4, "nam…"), (" a\nb\t", 9, "a b"), ("\x1b[31m", 9, "[31m"), ("", 4, ""),
+     ("x" * 10**6, 3, "xx…")],
+)  # fmt: skip
+def test_a_strangers_text_becomes_one_short_line(text: str, most: int, shown: str) -> None:
+    assert printable(text, most) == shown
 
 
 def test_an_error_says_what_happened_and_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,9 @@ def test_without_a_model_the_next_step_is_to_load_one(capsys: pytest.CaptureFixt
 
 def test_the_invite_is_the_last_line_of_one_who_may_give_it(capsys: pytest.CaptureFixture[str]) -> None:
     _say_ready(Settings(model=("demo",)), {**URLS, "mesh": {"name": "home", "invite": "mn1abc"}}, 1.0)
-    assert capsys.readouterr().err.splitlines()[-1] == "  On another machine:  meshnode --join mn1abc"
+    *_, private, others, last = capsys.readouterr().err.splitlines()
+    assert last == "  On another machine:  meshnode --join mn1abc"
+    assert '"home" is private' in private and "meshnode invite --qr" in others and "meshnode pair" in others
     _say_ready(Settings(client=True), {**URLS, "mesh": {"name": "home", "invite": None}}, 1.0)
     told = capsys.readouterr().err
     assert "--join" not in told and f"curl {URLS['api']}/models" in told
@@ -70,5 +72,5 @@ def test_an_invite_can_come_by_stdin(monkeypatch: pytest.MonkeyPatch, pasted: st
 
 def test_an_empty_stdin_is_no_invite(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    with pytest.raises(SettingsError, match="no invite"):
+    with pytest.raises(SettingsError, match="no invite on stdin"):
         with_pasted_invite(Settings(join="-"))

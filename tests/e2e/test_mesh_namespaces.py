@@ -200,8 +200,7 @@ def test_answers_arrive_whole(
     """`a` founded the mesh and gave out the invites; that must not matter."""
     client = replicated["c"]
     client.until_hosts(2, within_s=40)
-    with client.streams(10):
-        pass  # both are warm now, so that the long answers begin together
+    eventually(lambda: both_answer(client), within_s=40)  # they are warm now: the long answers begin together
     with client.streams() as streams:
         streams.until_all_speak(may_be_over=STREAMS)
         with fault(network, replicated[name], ["demo", second]):
@@ -231,6 +230,15 @@ def test_answers_arrive_whole_over_a_bad_line(network: Network, hosts: dict[str,
     finally:
         network.lose(0)
     assert streams.faults() == []
+
+
+def both_answer(client: Host) -> bool:
+    """Ask short questions: whether both hosts of both models answered some. One that has failed rests for a while."""
+    with client.streams(10) as streams:
+        pass
+    assert streams.faults() == []
+    recent = client.see(NodeProcess.status)["requests"]["recent"][-2 * STREAMS :]
+    return len({(entry["model"], entry["where"]) for entry in recent}) == 2 * len(MODELS)
 
 
 def busy(hosts: dict[str, Host]) -> int:

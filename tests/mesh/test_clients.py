@@ -1,10 +1,14 @@
+import asyncio
+from time import monotonic
+
 import pytest
 
-from meshnode.mesh.clients import MOST_ACCESS_NODES
+from meshnode.mesh.clients import MOST_ACCESS_NODES, ClientPart
 from meshnode.mesh.control import frame_of
+from meshnode.mesh.vault import Vault
 from meshnode.wire import messages, statements
 from meshnode.wire.messages import View
-from meshnode.wire.registry import Role
+from meshnode.wire.registry import Close, Role
 from tests.mesh.neighbourhood import Neighbourhood, Resident, offer
 
 pytestmark = pytest.mark.anyio
@@ -56,8 +60,9 @@ async def test_a_client_keeps_a_few_access_nodes_and_replaces_those_it_loses(tow
 
 async def test_without_any_access_node_the_last_view_stays(town: Neighbourhood) -> None:
     members, client = await served(town, 2)
-    for member in members:
-        await member.stop()
+    await asyncio.gather(*(member.crash() for member in members))  # one that leaves in peace says so in a last View
+    for peer in client.mesh._sessions.peers:
+        peer.link.close(Close.DONE)
     await client.until(lambda: not client.mesh._sessions.peers)
     assert client.sees(members[1]) is not None
     assert client.mesh.state == "joining"
@@ -107,6 +112,68 @@ async def test_a_silent_host_is_not_reachable(town: Neighbourhood) -> None:
     assert client.sees(members[0]).reachable is False  # type: ignore[union-attr]
     client.mesh.link_silent(link, False)
     assert client.sees(members[0]).reachable is True  # type: ignore[union-attr]
+
+
+async def test_an_idle_client_notices_that_its_access_node_is_gone(town: Neighbourhood) -> None:
+    members, client = await served(town, 1)
+    gone_at = monotonic()
+    await members[0].crash()
+    await client.until(lambda: not client.sees(members[0]).reachable)  # type: ignore[union-attr]
+    assert monotonic() - gone_at < 3.0
+    assert client.mesh._sessions.get(members[0].id), "the link stays: it may be heard again"
+
+
+async def test_a_host_that_comes_back_is_offered_again_at_once(town: Neighbourhood) -> None:
+    """It has forgotten its old link, which stays silent for as long as QUIC waits."""
+    members, client = await served(town, 2)
+    port = members[1].mesh.addresses[0].port
+    await members[1].crash()
+    await client.until(lambda: (seen := client.sees(members[1])) is None or not seen.reachable)
+    members[1].vault = Vault(members[1].home / "mesh", members[1].identity)
+    await members[1].start(port)
+    back_at = monotonic()
+    members[1].mesh.publish(devices=(), models=(offer("again"),))
+    await client.until(lambda: client.models_of(members[1]) == ["again"] and client.sees(members[1]).reachable)  # type: ignore[union-attr]
+    assert monotonic() - back_at < 5.0
+    assert await client.ask(members[1]) == (200, b"member1:hello")
+
+
+async def test_a_new_link_to_an_access_node_is_watched_and_brings_views(town: Neighbourhood) -> None:
+    members, client = await served(town, 2)
+    old = client.mesh._sessions.get(members[1].id)
+    assert old is not None
+    old.link._watch._liveness.silent = True
+    new = await client.mesh._reach.session(members[1].id)
+    assert new is not old and client.mesh._part._access[members[1].id] is new  # type: ignore[union-attr]
+    assert new.link._watch.is_running
+    await client.until(lambda: members[1].id in client.mesh._part._view.access_nodes)  # type: ignore[union-attr]
+    await client.until(lambda: not old.link.alive)
+    members[1].mesh.publish(devices=(), models=(offer("news"),))
+    await client.until(lambda: client.models_of(members[1]) == ["news"])
+
+
+async def test_a_silent_access_node_counts_for_nothing_until_it_is_heard(town: Neighbourhood) -> None:
+    members, client = await served(town, 4)
+    for member in members:
+        await client.ask(member)
+    part = client.mesh._part
+    assert isinstance(part, ClientPart)
+    await client.until(lambda: len(part._view.access_nodes) == MOST_ACCESS_NODES)
+    first, *others = [member for member in members if member.id in part._access]
+    (spare,) = [member for member in members if member.id not in part._access]
+    link = client.mesh._sessions.get(first.id).link  # type: ignore[union-attr]
+    link._watch._liveness.silent = True
+    client.mesh.link_silent(link, True)
+    assert set(part._access) == {spare.id, *(member.id for member in others)}
+    assert all(first.id not in seen.access for seen in part._seen.values())
+    assert client.sees(first).reachable is False  # type: ignore[union-attr]
+    for member in others:
+        client.mesh.link_silent(client.mesh._sessions.get(member.id).link, True)  # type: ignore[union-attr]
+    assert part.wants_links()
+    link._watch._liveness.silent = False
+    client.mesh.link_silent(link, False)
+    assert first.id in part._access and not part.wants_links()
+    assert client.sees(first).reachable is True  # type: ignore[union-attr]
 
 
 async def test_distances_are_measured_or_estimated(town: Neighbourhood) -> None:

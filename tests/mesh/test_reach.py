@@ -1,4 +1,5 @@
 import asyncio
+from time import monotonic
 
 import pytest
 
@@ -6,6 +7,7 @@ from meshnode.errors import PeerRefused, PeerUnreachable, WrongPeer
 from meshnode.wire.address import Address
 from meshnode.wire.registry import Close, Role
 from tests.mesh.neighbourhood import Neighbourhood
+from tests.mesh.rogue import Rogue
 
 pytestmark = pytest.mark.anyio
 NOBODY = Address("127.0.0.1", 9)
@@ -19,6 +21,20 @@ async def test_a_restart_finds_the_mesh_again_without_an_invite(town: Neighbourh
     assert two.mesh.state in ("joining", "joined")
     await town.acquainted([one, two])
     assert await two.ask(one) == (200, b"member0:hello")
+
+
+@pytest.mark.parametrize("role", list(Role))
+async def test_a_node_that_is_killed_early_finds_the_mesh_that_it_has_just_joined(
+    town: Neighbourhood, role: Role
+) -> None:
+    one = await town.founder()
+    two = await town.joined(one, role)
+    await two.until(lambda: [entry.node for entry in two.vault.peers()] == [one.id])
+    await two.crash()
+    await two.restart()
+    assert two.mesh.state in ("joining", "joined")
+    await two.until(lambda: two.mesh._sessions.get(one.id))
+    assert [entry.node for entry in one.vault.peers()] == ([two.id] if role is Role.MEMBER else [])
 
 
 async def test_a_mesh_that_was_down_as_a_whole_comes_back(town: Neighbourhood) -> None:
@@ -71,6 +87,30 @@ async def test_why_a_peer_is_not_reached(town: Neighbourhood) -> None:
     with pytest.raises(PeerRefused) as caught:
         await stranger.mesh._reach.session(one.id, one.mesh.addresses)
     assert caught.value.close_code == Close.WRONG_MESH
+
+
+async def test_a_peer_that_takes_the_connection_and_says_nothing_costs_no_more_than_one_that_is_gone(
+    town: Neighbourhood,
+) -> None:
+    one = await town.founder()
+    async with Rogue(town.resident()) as mute:
+        begun = monotonic()
+        for _ in range(2):  # the second finds the link of the first
+            with pytest.raises(PeerUnreachable, match=str(mute.endpoint.address.port)):
+                await one.mesh._reach.session(mute.resident.id, [mute.endpoint.address], 0.2)
+        assert monotonic() - begun < 2.0
+        assert one.mesh._endpoint.link(mute.resident.id), "others may wait for it longer"
+
+
+async def test_a_silent_peer_is_a_candidate_and_gets_a_second_link(town: Neighbourhood) -> None:
+    one, two = await town.members(2)
+    before = one.mesh._sessions.get(two.id)
+    assert before is not None and one.mesh._reach.candidates() == []
+    before.link._watch._liveness.silent = True
+    assert one.mesh._reach.candidates() == [two.id]
+    found = await one.mesh._reach.session(two.id)
+    assert found is not before and found.link is not before.link and found is one.mesh._sessions.get(two.id)
+    assert await one.ask(two) == (200, b"member1:hello")
 
 
 async def test_callers_that_want_the_same_peer_share_one_link(town: Neighbourhood) -> None:

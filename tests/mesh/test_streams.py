@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from meshnode.mesh.streams import StreamDispatch, StreamHandler, StreamLimits
+from meshnode.mesh.streams import StreamBudget, StreamDispatch, StreamHandler, StreamLimits
 from meshnode.net.stream import MeshStream, StreamReset
 from meshnode.wire.frames import encode_stream_header
 from meshnode.wire.registry import LIMIT_STREAM_HEADER_BYTES, MAY_OPEN, Close, Reset, Role, StreamType
@@ -141,6 +141,25 @@ async def test_too_many_streams_at_once_are_refused_and_the_peer_in_the_end() ->
     assert all(isinstance(answer, StreamReset) and answer.code == Reset.OVERLOAD for answer in answers[10:])
     assert running.offences and set(running.offences) == {Close.FLOOD}
     assert running.counters["streams_overload"] == 60
+
+
+@pytest.mark.parametrize(("opened_a_second", "flood"), [(500, False), (1000, False), (1020, False), (5000, True)])
+def test_who_opens_more_than_it_may_is_a_flood_in_the_end(opened_a_second: int, flood: bool) -> None:
+    """Also when the bucket fills again meanwhile, so that one of every few streams is let through."""
+    limits = StreamLimits(burst=100)
+    budget = StreamBudget(limits, now=0.0)
+    taken = refused = floods = 0
+    for number in range(60 * opened_a_second):
+        now = number / opened_a_second
+        if budget.take(now):
+            taken += 1
+        else:
+            refused += 1
+            floods += budget.is_flood(now)
+    assert abs(taken - min(60 * opened_a_second, limits.burst + 60 * limits.rate_per_s)) <= 2
+    assert bool(floods) is flood
+    if flood:
+        assert refused - floods <= limits.most_refused + 60 * limits.forgiven_per_s + 1
 
 
 async def test_half_open_streams_have_a_bound_of_their_own() -> None:

@@ -9,9 +9,10 @@ import pytest
 from meshnode.api.upstream import Exchange, UpstreamBroken
 from meshnode.mesh.tunnel import Answer, TunnelLimits, TunnelReply, TunnelServer, head_bytes, open_tunnel
 from meshnode.mesh.tunnel_request import RequestLimits, TunnelRequest
+from meshnode.net.quic import STREAMS_ADVERTISED
 from meshnode.net.stream import MeshStream
 from meshnode.wire.frames import HEADER_BYTES
-from meshnode.wire.registry import Reset, Role
+from meshnode.wire.registry import LIMIT_STREAMS_A_LINK, Reset
 from tests.mesh.memory_link import MemoryLink, code_of, memory_links
 
 pytestmark = pytest.mark.anyio
@@ -25,10 +26,9 @@ HEAD = b"POST %s HTTP/1.1\r\nHost: llama-server\r\nContent-Length: %d\r\n\r\n"
 class Running:
     """A tunnel server behind a link in memory."""
 
-    def __init__(self, answer: Answer, limits: TunnelLimits = LIMITS, role: Role = Role.MEMBER) -> None:
+    def __init__(self, answer: Answer, limits: TunnelLimits = LIMITS) -> None:
         self.counters: Counter[str] = Counter()
         self.server = TunnelServer(answer, admitted=ADMITTED, limits=limits, counters=self.counters)
-        self.role = role
         self.tasks: list[asyncio.Task[None]] = []
         self.link: MemoryLink
         self.link, self.far = memory_links(self.opened)
@@ -38,7 +38,7 @@ class Running:
 
     async def serve(self, stream: MeshStream) -> None:
         await stream.read_exactly(HEADER_BYTES)
-        await self.server.serve(stream, self.role)
+        await self.server.serve(stream)
 
     async def connect(self) -> MeshStream:
         return open_tunnel(self.link)  # type: ignore[arg-type]
@@ -234,12 +234,10 @@ async def test_a_slow_caller_slows_only_its_own_answer() -> None:
     await running.over()
 
 
-@pytest.mark.parametrize(("role", "room"), [(Role.MEMBER, 4), (Role.CLIENT, 2)])
-async def test_a_peer_has_room_for_so_many_streams(role: Role, room: int) -> None:
+async def test_a_peer_has_room_for_so_many_streams() -> None:
     release = asyncio.Event()
-    limits = TunnelLimits(streams={Role.MEMBER: 4, Role.CLIENT: 2})
-    running = Running(until(release), limits, role)
-    exchanges = [await running.send() for _ in range(room)]
+    running = Running(until(release), TunnelLimits(streams=4))
+    exchanges = [await running.send() for _ in range(4)]
     refused = await running.send()
     assert (refused.status, refused.header(b"retry-after")) == (429, b"2")
     refused.close()
@@ -251,6 +249,11 @@ async def test_a_peer_has_room_for_so_many_streams(role: Role, room: int) -> Non
     assert again.status == 200
     again.close()
     await running.over()
+
+
+def test_the_tunnel_says_no_before_the_link_does() -> None:
+    """With room for the control stream and for those that are told why, and for what else a peer may open."""
+    assert LIMITS.streams + 32 <= LIMIT_STREAMS_A_LINK <= STREAMS_ADVERTISED
 
 
 async def test_a_peer_has_room_for_so_many_bytes() -> None:
@@ -354,7 +357,7 @@ async def test_an_answer_out_of_order_is_our_own_mistake(
     misuse: Callable[[TunnelReply], Awaitable[None]],
 ) -> None:
     _, far = memory_links()
-    with pytest.raises((RuntimeError, ValueError)):
+    with pytest.raises((AssertionError, ValueError)):
         await misuse(TunnelReply(far.open_stream()))
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from meshnode.mesh.upkeep import IDLE_S, Upkeep
 from meshnode.wire.registry import LIMIT_CERTIFICATE_TTL_S, Role
-from tests.mesh.neighbourhood import Neighbourhood, Resident
+from tests.mesh.neighbourhood import Neighbourhood, Resident, offer
 
 pytestmark = pytest.mark.anyio
 
@@ -46,6 +46,8 @@ async def test_new_addresses_are_told(town: Neighbourhood) -> None:
 
 async def test_a_link_that_a_client_made_for_one_request_ends_when_it_is_idle(town: Neighbourhood) -> None:
     members = await town.members(5)
+    for member in members:
+        member.mesh.publish(devices=(), models=(offer(member.name),))  # a View names only a few that serve nothing
     client = await town.joined(members[0], Role.CLIENT)
     for member in members:
         await client.until(lambda member=member: client.sees(member))

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meshnode.errors import AlreadyInMesh, BadRequest, HomeNotWritable, InviteInvalid, NotInMesh
+from meshnode.errors import AlreadyInMesh, BadRequest, HomeNotWritable, InviteInvalid, MayNotInvite, NotInMesh
 from meshnode.identity import short, verify
-from meshnode.mesh.vault import MayNotInvite
 from meshnode.wire import certificates, invites
 from meshnode.wire.address import Address
 from meshnode.wire.messages import PeerEntry

@@ -137,30 +137,30 @@ def test_a_client_knows_what_its_access_nodes_show() -> None:
     assert seen.received(b"x", one) is True
     assert seen.received(b"x", one) is False
     assert seen.received(b"y", view_of(identity(node(1), "one"), identity(node(2), "two"))) is True
-    found = {each.node: each for each in seen.nodes()}
+    found = {each.node: each for each in seen.nodes(seen.access_nodes)}
     assert found[node(1)].identity.name == "one"
     assert found[node(1)].access == (b"x", b"y")
     assert found[node(1)].dynamic is not None and found[node(1)].dynamic.models[0].name == "a"
     assert found[node(2)].dynamic is None
     assert seen.access_nodes == (b"x", b"y")
     seen.lost(b"y")
-    assert [each.node for each in seen.nodes()] == [node(1)]
+    assert [each.node for each in seen.nodes(seen.access_nodes)] == [node(1)]
     seen.received(b"x", View(()))
-    assert seen.nodes() == []
+    assert seen.nodes(seen.access_nodes) == []
 
 
 def test_the_newest_statement_counts_whoever_tells_it() -> None:
     seen = client()
     seen.received(b"x", view_of(identity(node(1), "new", 2, 1)))
     seen.received(b"y", view_of(identity(node(1), "old", 1, 9)))
-    [found] = seen.nodes()
+    [found] = seen.nodes(seen.access_nodes)
     assert (found.identity.name, found.incarnation) == ("new", 2)
 
 
 def test_what_a_node_said_before_its_restart_is_over() -> None:
     seen = client()
     seen.received(b"x", view_of(identity(node(1), "n", 2), statement(node(1), Dynamic(models=(offer("a"),)), 1, 5)))
-    assert seen.nodes()[0].dynamic is None
+    assert seen.nodes(seen.access_nodes)[0].dynamic is None
 
 
 def test_a_forged_statement_is_an_offence() -> None:
@@ -171,19 +171,19 @@ def test_a_forged_statement_is_an_offence() -> None:
         seen.received(b"x", View((forged,)))
     with pytest.raises(WireError):
         seen.received(b"x", View((b"nonsense",)))
-    assert seen.nodes() == []
+    assert seen.nodes(seen.access_nodes) == []
 
 
 def test_who_is_no_member_is_not_shown() -> None:
     seen = client(frozenset({node(2)}))
     seen.received(b"x", view_of(identity(node(1)), identity(node(2)), statement(node(3), Dynamic())))
-    assert [each.node for each in seen.nodes()] == [node(1)]
+    assert [each.node for each in seen.nodes(seen.access_nodes)] == [node(1)]
 
 
 def test_other_kinds_are_passed_over() -> None:
     seen = client()
     seen.received(b"x", view_of(identity(node(1)), statement(node(1), Demand())))
-    assert len(seen.nodes()) == 1
+    assert len(seen.nodes(seen.access_nodes)) == 1
 
 
 def test_each_statement_is_verified_once() -> None:
@@ -206,4 +206,4 @@ def test_any_view_is_taken_or_refused(statements: list[bytes]) -> None:
     try:
         seen.received(b"x", View(tuple(statements)))
     except WireError:
-        assert seen.nodes() == []
+        assert seen.nodes(seen.access_nodes) == []

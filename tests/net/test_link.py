@@ -133,7 +133,7 @@ async def test_a_peer_that_says_nothing_is_silent_after_a_second_and_heard_again
         real, other.endpoint.transmit = other.endpoint.transmit, lambda *_: None  # type: ignore[method-assign]
         stopped_at = monotonic()
         await until(lambda: bool(one.recorder.silences))
-        assert 0.9 < one.recorder.silences[0][1] - stopped_at < 1.9
+        assert 0.9 < one.recorder.silences[0][1] - stopped_at < 2.9
         with pytest.raises(PeerUnreachable):
             await here.echo(timeout_s=0.1)
         other.endpoint.transmit = real  # type: ignore[method-assign]
@@ -171,6 +171,19 @@ async def test_the_own_lag_accuses_nobody() -> None:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.4)
         assert one.recorder.silences == other.recorder.silences == []
+
+
+async def test_watching_an_idle_link_costs_a_packet_a_second() -> None:
+    async with linked() as (one, _, here, there):
+        await until(lambda: here.datagram_bytes == there.datagram_bytes == 16384)
+        here.watch(True)
+        await asyncio.sleep(0.1)
+        before = one.endpoint.counters.datagrams_out
+        await asyncio.sleep(2.2)
+        assert 2 <= one.endpoint.counters.datagrams_out - before <= 8
+        assert here._watch.is_running and one.recorder.silences == []
+        here.watch(False)
+        await until(lambda: not here._watch.is_running)
 
 
 async def test_an_idle_link_is_not_probed_for_nobody() -> None:

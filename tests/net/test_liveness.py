@@ -2,6 +2,7 @@ import pytest
 
 from meshnode.net.liveness import (
     HINTED_PROBES,
+    IDLE_QUIET_S,
     PROBE_LEAST_S,
     PROBE_MOST_S,
     QUIET_S,
@@ -52,6 +53,15 @@ def test_a_peer_that_is_heard_is_left_alone() -> None:
         assert not liveness.heard(now)
         assert not liveness.poll(now, 0.001).probe
     assert not liveness.suspicious
+
+
+def test_an_idle_peer_is_asked_later_and_judged_alike() -> None:
+    liveness = Liveness(0.0)
+    first = liveness.poll(0.0, 0.001, quiet_s=IDLE_QUIET_S)
+    assert (first.at, first.probe) == (IDLE_QUIET_S, False)
+    assert liveness.poll(IDLE_QUIET_S, 0.001, quiet_s=IDLE_QUIET_S).probe
+    assert not liveness.poll(IDLE_QUIET_S + SILENT_LEAST_S - 0.01, 0.001, quiet_s=IDLE_QUIET_S).silent
+    assert liveness.poll(IDLE_QUIET_S + SILENT_LEAST_S, 0.001, quiet_s=IDLE_QUIET_S).silent
 
 
 def test_an_answer_ends_the_suspicion_and_the_silence() -> None:

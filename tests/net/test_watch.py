@@ -8,6 +8,7 @@ from meshnode.net.watch import Watch
 from tests.net.nodes import until
 
 pytestmark = pytest.mark.anyio
+QUICK_S = 0.03
 
 
 class Peer:
@@ -15,14 +16,14 @@ class Peer:
 
     def __init__(self, *, answers: bool) -> None:
         self.answers = answers
-        self.wanted = True
+        self.quiet_s: float | None = QUICK_S
         self.probes: list[float] = []
         self.reads = 0
         self.verdicts: list[bool] = []
         self.in_socket = False
         self.watch = Watch(
             asyncio.get_running_loop(),
-            wanted=lambda: self.wanted,
+            quiet=lambda: self.quiet_s,
             probe=self._probe,
             read=self._read,
             rtt=lambda: 0.001,
@@ -42,7 +43,6 @@ class Peer:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(liveness, "QUIET_S", 0.03)
     monkeypatch.setattr(liveness, "PROBE_LEAST_S", 0.01)
     monkeypatch.setattr(liveness, "PROBE_MOST_S", 0.03)
     monkeypatch.setattr(liveness, "SILENT_LEAST_S", 0.1)
@@ -54,7 +54,7 @@ async def test_a_peer_that_answers_is_never_silent() -> None:
     peer.watch.consider()
     await until(lambda: len(peer.probes) >= 5)
     assert peer.verdicts == [] and not peer.watch.silent
-    peer.wanted = False
+    peer.quiet_s = None
     await until(lambda: not peer.watch.is_running)
 
 
@@ -81,7 +81,7 @@ async def test_what_waits_in_the_socket_counts() -> None:
 
 async def test_nobody_who_waits_no_watch_and_a_hint_starts_one() -> None:
     peer = Peer(answers=False)
-    peer.wanted = False
+    peer.quiet_s = None
     peer.watch.consider()
     assert not peer.watch.is_running
     peer.watch.hint()
@@ -90,3 +90,26 @@ async def test_nobody_who_waits_no_watch_and_a_hint_starts_one() -> None:
     peer.watch.hint()
     peer.watch.consider()
     assert not peer.watch.is_running
+
+
+async def test_who_begins_to_wait_is_served_before_the_next_look_of_an_idle_watch() -> None:
+    peer = Peer(answers=True)
+    peer.quiet_s = 3600.0
+    peer.watch.consider()
+    await asyncio.sleep(2 * QUICK_S)
+    assert peer.watch.is_running and peer.probes == []
+    peer.quiet_s = QUICK_S
+    peer.watch.consider()
+    await until(lambda: len(peer.probes) >= 2)
+    peer.watch.stop()
+
+
+async def test_a_wish_to_know_less_soon_changes_nothing_that_runs() -> None:
+    peer = Peer(answers=True)
+    peer.watch.consider()
+    peer.quiet_s = 3600.0
+    peer.watch.consider()
+    timer = peer.watch._timer
+    peer.watch.consider()
+    assert peer.watch._timer is timer
+    peer.watch.stop()
