@@ -37,7 +37,7 @@ from meshnode.mesh.options import MeshOptions
 from meshnode.mesh.tunnel import Answer
 from meshnode.mesh.vault import Vault
 from meshnode.neighbours import Neighbours
-from meshnode.offers import devices_of, has_replica, invite_facts, offers_of, peer_facts, served_over_mesh
+from meshnode.offers import client_facts, devices_of, has_replica, invite_facts, offers_of, peer_facts, served_over_mesh
 from meshnode.serving import Serving, Tell
 from meshnode.telemetry import ProblemBoard
 from meshnode.wire import invites
@@ -418,7 +418,10 @@ class Meshing:
             "state": mesh.state,
             "node": short(self._identity.node_id),
             "addresses": [str(address) for address in mesh.addresses],
-            "peers": [peer_facts(member, _text(mesh.address_of(member.node))) for member in members],
+            "peers": [
+                *(peer_facts(member, _text(mesh.address_of(member.node))) for member in members),
+                *(client_facts(client) for client in mesh.clients()),
+            ],
             "demand": [
                 {"model": model, "per_minute": round(rate, 3)}
                 for model, rate in sorted(demand.items(), key=lambda item: -item[1])

@@ -15,6 +15,7 @@ from meshnode.api.upstream import Connect
 from meshnode.core.effects import Member
 from meshnode.hardware import Inventory
 from meshnode.mesh.ledger import InviteEntry
+from meshnode.mesh.sessions import Peer
 from meshnode.wire.registry import LIMIT_DEVICES, LIMIT_MODEL_NAME_CHARS, LIMIT_MODELS, LIMIT_NAME_CHARS, Role
 from meshnode.wire.schema import can_be_shown, showable
 from meshnode.wire.statements import CONTENT_HASH_BYTES, Capability, Device, ModelState, Offer
@@ -196,6 +197,29 @@ def peer_facts(member: Member, address: str | None) -> dict[str, Any]:
             "free_bytes": sum(device.free_bytes for device in devices),
         },
         "devices": [dataclasses.asdict(device) for device in devices],
+    }
+
+
+def client_facts(client: Peer) -> dict[str, Any]:
+    """A client-only node that is connected here, in the form of `peer_facts`."""
+    seen = Member(
+        node=client.node,
+        state="alive",
+        incarnation=0,
+        role=Role.CLIENT,
+        identity=None,
+        dynamic=None,
+        demand=None,
+        linked=True,
+        reachable=not client.link.silent,
+        rtt_s=client.link.rtt_s,
+        estimated_rtt_s=None,
+        since=client.link.opened_at,
+        heard_at=client.link.opened_at,
+    )
+    return peer_facts(seen, str(client.link.address)) | {
+        "name": client.session.name,
+        "software": client.session.software,
     }
 
 

@@ -55,9 +55,12 @@ async def test_a_client_sees_models_and_offers_none(tmp_path: Path) -> None:
     async with running(tmp_path / "a") as a:
         a.serve("small")
         made = await a.meshing.invite(role="client", ttl_s=60, uses=1, may_invite=False)
-        async with running(tmp_path / "b", client=True, join=made["token"]) as b:
+        async with running(tmp_path / "b", client=True, name="laptop", join=made["token"]) as b:
             await until(lambda: [model.id for model in b.meshing.served()] == ["small"])
             assert b.facts()["role"] == "client"
+            (peer,) = a.facts()["peers"]
+            assert (peer["name"], peer["role"], peer["reachable"]) == ("laptop", "client", True)
+            assert peer["address"] == b.facts()["addresses"][0] and not peer["models"]
             with pytest.raises(MeshnodeError):
                 await b.meshing.invite(role="member", ttl_s=60, uses=1, may_invite=False)
         (entry,) = a.facts()["invites"]

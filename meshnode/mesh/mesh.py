@@ -279,6 +279,12 @@ class Mesh:
             return MembershipSnapshot(node=self._node, members={})
         return self._part.members()
 
+    def clients(self) -> tuple[Peer, ...]:
+        """The client-only nodes that are connected here. They are in no gossip: other members do not hear of them."""
+        if self._role is Role.CLIENT:
+            return ()
+        return tuple(peer for peer in self._sessions.peers if peer.role is Role.CLIENT)
+
     def address_of(self, node: bytes) -> Address | None:
         """Where a linked peer is; None for others."""
         peer = self._sessions.get(node)
