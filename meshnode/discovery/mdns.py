@@ -44,8 +44,6 @@ SERVICE_TTL_S = 1200
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 600.0
 """Between two questions; half of SERVICE_TTL_S, so that one may get lost."""
-SETTLE_S = 0.6
-"""After three announcements in 0.45 s: within a second of one, receivers ignore a packet that is its like."""
 TELL_AFTER_S = 0.05
 """What comes within this time is told as one change, so that a flood of packets is no flood of work."""
 _IN = 1
@@ -113,7 +111,7 @@ class Lan:
     async def announce(self, *, mesh: bytes | None, shows_code: bool) -> None:
         """Say from now on that this node is a member of that mesh, and whether it waits for a guest.
 
-        Returns at once: what is said changes at most once a second.
+        Returns at once: what is said changes at most twice a second.
         """
         self._mesh, self._shows_code = mesh, shows_code
         self._say()
@@ -237,8 +235,8 @@ class _Presence:
         # Names of 40 random bits need no probing, which would take a second.
         sent = await self._dns.async_register_service(self._service(said), cooperating_responders=True)
         while True:
+            # All three times in 0.45 s: within a second, receivers ignore the same packet, as after a change and back.
             await sent
-            await asyncio.sleep(SETTLE_S)
             while said == self._text:
                 self._renewed.clear()
                 await self._renewed.wait()

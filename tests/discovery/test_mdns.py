@@ -225,17 +225,36 @@ async def test_a_goodbye() -> None:
 async def test_an_answer_that_was_put_off_revives_nobody(send: Send) -> None:
     """A question just before the goodbye: its answer waits for 20 to 120 ms, and would come after it."""
     async with nodes(MESH, MESH) as (one, other):
+        dns = other.lan._presence._dns.zeroconf  # type: ignore[union-attr]
+        # What was announced within the last second is put off for longer than a goodbye takes.
+        dns.cache.async_remove_records(dns.cache.entries_with_name(mdns.SERVICE))
         question = DNSOutgoing(0)
         question.add_question(DNSQuestion(mdns.SERVICE, 12, 1))
-        dns = other.lan._presence._dns.zeroconf  # type: ignore[union-attr]
         await send(question.packets()[0])
         async with asyncio.timeout(LIMIT_S):
-            while not dns.out_queue.queue and not dns.out_delay_queue.queue:
-                await asyncio.sleep(0.001)
+            while not dns.out_queue.queue:
+                await asyncio.sleep(0)
         await other.lan.close()
         async with node() as third:
             await one.until(lambda: one.sees(third))
             assert one.names == [third.lan.instance]
+
+
+async def test_a_question_asks_for_all_but_the_own_records(service: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
+        listener.setblocking(False)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(("", MULTICAST[1]))
+        group = socket.inet_aton(MULTICAST[0]) + socket.inet_aton(HOST)
+        listener.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
+        label = service.partition(".")[0].encode()
+        async with node() as one, asyncio.timeout(LIMIT_S):
+            packet = b""
+            while label not in packet or packet[2] & 0x80:
+                packet = await asyncio.get_running_loop().sock_recv(listener, 9000)
+            assert packet[4:12] == b"\0\1\0\1\0\0\0\0", "one question, one known answer"
+            assert one.lan.instance.encode() in packet
 
 
 async def test_closing_while_it_opens() -> None:
