@@ -21,6 +21,8 @@ pytestmark = pytest.mark.engine
 
 STREAMS = 40
 LAST = 200
+OVER = STREAMS // 10
+"""So many may have ended before the last one begins: a stream that runs alone is fast."""
 GAP_KILLED_S = 2.0
 GAP_CLOSED_S = 0.7
 
@@ -79,8 +81,9 @@ def test_streams_outlive_the_node_that_serves_them(
     limit_s: float,
     record_property: Callable[[str, object], None],
 ) -> None:
+    name = replica.status()["node"]["short"]
     with Streams(by_socket(gateway.base_url), [("demo", LAST)] * STREAMS) as streams:
-        streams.until_all_speak(may_be_over=STREAMS // 10)
+        streams.until_all_speak(may_be_over=OVER)
         ended_at = time.monotonic()
         replica.process.send_signal(number)
         streams.wait()
@@ -88,7 +91,8 @@ def test_streams_outlive_the_node_that_serves_them(
     shares = Counter(heard.node for heard in streams.heard)
     assert len(shares) == 2 and min(shares.values()) >= STREAMS // 5, shares
     resumed = [heard for heard in streams.heard if heard.resumed]
-    assert len(resumed) in shares.values()
+    assert {heard.node for heard in resumed} == {name}
+    assert len(resumed) >= shares[name] - OVER, "all that were not over"
     assert len({heard.tokens for heard in streams.heard}) == 1, "tokens are counted once, whoever made them"
     gap_s = quantile([heard.gap_s(ended_at) for heard in streams.heard], 0.95)
     record_property("gap_p95_s", round(gap_s, 3))

@@ -202,7 +202,8 @@ def test_answers_arrive_whole(
     client.until_hosts(2, within_s=40)
     eventually(lambda: both_answer(client), within_s=40)  # they are warm now: the long answers begin together
     with client.streams() as streams:
-        streams.until_all_speak(may_be_over=STREAMS)
+        # Not all: the last may begin when the first are over.
+        eventually(lambda: sum(bool(heard.pieces) for heard in streams.heard) > len(streams.heard) * 2 // 3)
         with fault(network, replicated[name], ["demo", second]):
             streams.wait()
             assert streams.faults() == []
