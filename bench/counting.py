@@ -147,18 +147,32 @@ class Streams:
         for thread in self._threads:
             thread.join()
 
-    def until_all_speak(self, *, may_be_over: int = 0) -> None:
-        """Until each stream has brought some text.
+    def until_all_run(self) -> list[Heard]:
+        """Wait until all have brought some text and none is over; those streams.
 
-        The first ones may be over by then, as a stream that runs alone is fast. Raises RuntimeError when more than
-        `may_be_over` are, when one brings no text, and when one fails.
+        A stream that runs alone is fast: one that is over before the last one has begun is followed by another of its
+        kind. Raises RuntimeError when one fails, and after LIMIT_S.
         """
+        deadline = time.monotonic() + LIMIT_S
+        running = list(self.heard)
         with self._news:
-            self._news.wait_for(lambda: all(heard.pieces or heard.error for heard in self.heard), LIMIT_S)
-            wrong = [heard.error or "it brings no text" for heard in self.heard if not heard.pieces or heard.error]
-            over = sum(bool(heard.finish) for heard in self.heard)
-        if wrong or over > may_be_over:
-            raise RuntimeError(f"of {len(self.heard)} streams {len(wrong)} do not run {wrong[:1]}, {over} are over")
+            while True:
+                if failed := [heard.error for heard in running if heard.error]:
+                    raise RuntimeError(f"{len(failed)} of {len(running)} streams do not run: {failed[0]}")
+                running = [self._followed(heard) if heard.finish else heard for heard in running]
+                silent = sum(not heard.pieces for heard in running)
+                if not silent:
+                    return running
+                if not self._news.wait(deadline - time.monotonic()):
+                    raise RuntimeError(f"{silent} of {len(running)} streams bring no text")
+
+    def _followed(self, heard: Heard) -> Heard:
+        follower = Heard(heard.model, heard.last)
+        self.heard.append(follower)
+        thread = threading.Thread(target=self._run, args=(follower,), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return follower
 
     def faults(self) -> list[str]:
         """What is wrong with each answer that is not whole."""

@@ -100,7 +100,9 @@ class Answering:
                         break
                 if _tells_against(reason):
                     self._candidates.failed(self._request, host)
-                LOG.info("%s failed request %s: %s", host.node[:NODE_DIGITS] or "this node", self._record.id, reason)
+                # Words of an engine may quote the prompt, which is in no log.
+                what = f"{type(reason).__name__} {getattr(reason, 'status', '')}".rstrip()
+                LOG.info("%s failed request %s: %s", host.node[:NODE_DIGITS] or "this node", self._record.id, what)
         if ending := self._journal.size_bytes and end_without_host(self._request, self._journal.read()):
             await self._sink.take(ending)
             await self._sink.end()

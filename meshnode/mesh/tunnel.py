@@ -301,7 +301,7 @@ class TunnelServer:
         elif code is Reset.CANCELLED or (isinstance(failure, OSError) and running.code is None):
             counter = "http_cancelled"
         elif failure is not None:
-            LOG.debug("an answer to a peer broke: %s: %s", type(failure).__name__, failure)
+            LOG.debug("an answer to a peer broke: %s", type(failure).__name__)
         self._end(stream, counter, code)
         return False
 

@@ -122,31 +122,44 @@ def test_refusals_and_errors_within_a_stream_are_faults(base_url: str) -> None:
     assert refused.startswith("RuntimeError: 404") and "gone" in broken and wrong == "the text is '1, 2, 3, 4'"
 
 
-def test_all_must_speak_and_none_be_over() -> None:
-    speak, finish = threading.Event(), threading.Event()
+def test_a_stream_that_is_over_has_a_follower() -> None:
+    over, finish = threading.Event(), threading.Event()
 
     def listen(found: Heard, take: Take) -> None:
         for one in stream(4)[:4]:
             take(one)
-        speak.set()
-        finish.wait(10)
+        if over.is_set():
+            assert finish.wait(10)
         for one in stream(4)[4:]:
             take(one)
         found.ended = True
+        over.set()
 
     with Streams(listen, [("m", 4)]) as streams:
-        streams.until_all_speak()
-        assert speak.is_set() and streams.heard[0].finish == ""
+        assert over.wait(10)
+        (running,) = streams.until_all_run()
+        first, second = streams.heard
+        assert first.finish and second is running and not second.finish
         finish.set()
     assert streams.faults() == []
-    streams.until_all_speak(may_be_over=1)
-    with pytest.raises(RuntimeError, match="of 1 streams 0 do not run .*, 1 are over"):
-        streams.until_all_speak()
 
 
-def test_a_stream_that_fails_does_not_speak() -> None:
+def test_a_stream_that_fails_does_not_run() -> None:
     def listen(found: Heard, take: Take) -> None:
         raise ConnectionError("refused")
 
-    with Streams(listen, [("m", 4)]) as streams, pytest.raises(RuntimeError, match="1 do not run .*refused"):
-        streams.until_all_speak()
+    with Streams(listen, [("m", 4)]) as streams, pytest.raises(RuntimeError, match="1 of 1 .* do not run: .*refused"):
+        streams.until_all_run()
+
+
+def test_a_silent_stream_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bench.counting.LIMIT_S", 0.05)
+    finish = threading.Event()
+
+    def listen(found: Heard, take: Take) -> None:
+        assert finish.wait(10)
+
+    with Streams(listen, [("m", 4)]) as streams:
+        with pytest.raises(RuntimeError, match="1 of 1 streams bring no text"):
+            streams.until_all_run()
+        finish.set()

@@ -112,7 +112,7 @@ def test_first_token_over_a_long_line_takes_one_round_trip(line: Line) -> None:
 
 def test_stream_outlives_a_blackout_when_there_is_no_other_host(line: Line) -> None:
     with line.streams(2, last=200) as streams:
-        streams.until_all_speak(may_be_over=2)
+        streams.until_all_run()
         dark_at = time.monotonic()
         line.relay.black_out(BLACKOUT_S)
     assert streams.faults() == []
@@ -195,7 +195,7 @@ def address_of(node: NodeProcess, seen_by: NodeProcess) -> str:
 def test_paused_node_is_replaced_and_comes_back(mended: Line, replica: NodeProcess) -> None:
     name = short_id(replica)
     with mended.strangers() as streams:
-        streams.until_all_speak(may_be_over=1)
+        streams.until_all_run()
         paused_at = time.monotonic()
         replica.process.send_signal(signal.SIGSTOP)
         there = [heard for heard in streams.heard if heard.node == name and not heard.finish]
@@ -215,7 +215,7 @@ def test_paused_node_is_replaced_and_comes_back(mended: Line, replica: NodeProce
 def test_node_that_is_told_to_stop_hands_its_streams_over(mended: Line, replica: NodeProcess) -> None:
     name = short_id(replica)
     with mended.strangers() as streams:
-        streams.until_all_speak(may_be_over=1)
+        streams.until_all_run()
         left_at = time.monotonic()
         replica.process.send_signal(signal.SIGTERM)
         there = [heard for heard in streams.heard if heard.node == name and not heard.finish]
