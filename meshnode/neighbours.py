@@ -62,6 +62,7 @@ class Neighbours:
         self._mesh: Mesh | None = None
         self._lan: Lan | None = None
         self._watcher: asyncio.Task[None] | None = None
+        self._meeting: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._met: dict[tuple[Address, ...], float] = {}
         self._guests = 0
@@ -76,25 +77,38 @@ class Neighbours:
     async def close(self) -> None:
         """Say goodbye on the local network."""
         self._pairing.close()
-        if self._watcher is not None:
-            self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
+        for task in (self._watcher, self._meeting):
+            if task is not None:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await task
         if self._lan is not None:
             lan, self._lan = self._lan, None
-            await lan.close()
+            try:
+                await lan.close()
+            except Exception:
+                LOG.exception("no goodbye on the local network")
 
     def wake(self) -> None:
         """The mesh, the code that is shown, or who is around has changed."""
         self._news.set()
 
     async def _watch(self) -> None:
+        trouble = ""
         while True:
             try:
                 await self._speak()
-                await self._meet()
-            except MeshnodeError as reason:
-                LOG.info("the local network: %s", reason)
+                trouble = ""
+            except (MeshnodeError, OSError) as reason:
+                # It is tried again and again; the log has it once.
+                if str(reason) != trouble:
+                    trouble = str(reason)
+                    LOG.info("the local network: %s", trouble)
+            except Exception:
+                # A convenience must not take the node down, nor keep it from an orderly end.
+                LOG.exception("looking around on the local network")
+            if self._meeting is None or self._meeting.done():
+                self._meeting = asyncio.create_task(self._meet(), name="meet neighbours")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     await self._news.wait()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from meshnode.discovery.mdns import Lan
 from meshnode.discovery.pairing import PairingRefused
 from meshnode.errors import AlreadyInMesh, BadRequest, MayNotInvite, PairingFailed
 from meshnode.identity import ephemeral
@@ -126,6 +128,39 @@ async def test_nobody_shows_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyP
         await until(lambda: stage.meshing._neighbours is not None and stage.meshing._neighbours._lan is not None)
         with pytest.raises(PairingFailed, match="no machine"):
             await stage.meshing.pair("7-amber-falcon")
+
+
+async def test_trouble_on_the_local_network_costs_neither_pairing_nor_an_orderly_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = asyncio.Event()
+
+    async def broken(*_: object, **__: object) -> Lan:
+        tried.set()
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setattr(Lan, "open", broken)
+    async with running(tmp_path / "a", lan="on") as a, running(tmp_path / "b") as b:
+        await tried.wait()
+        shown = await a.meshing.pair(None)
+        assert (await b.meshing.pair(shown["code"], shown["addresses"][0]))["joined"]
+
+
+async def test_a_goodbye_that_fails_does_not_keep_the_mesh_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Lan.close
+
+    async def broken(lan: Lan) -> None:
+        await close(lan)
+        raise ZeroDivisionError("of a library")
+
+    monkeypatch.setattr(Lan, "close", broken)
+    async with running(tmp_path / "a") as a:
+        async with running(tmp_path / "b", lan="on", join=await token_of(a)) as b:
+            await until(lambda: b.meshing._neighbours is not None and b.meshing._neighbours._lan is not None)
+            await until(lambda: bool(a.facts()["peers"]))
+        await until(lambda: [peer["state"] for peer in a.facts()["peers"]] == ["left"], 3)
 
 
 async def test_members_with_new_addresses_find_each_other(tmp_path: Path) -> None:
