@@ -29,8 +29,11 @@ from typing import Final
 ENUMS = {
     "streams": ("StreamType", "The first byte of a stream."),
     "roles": ("Role", "What a member may be."),
-    "messages": ("MessageId", "The messages of the control stream."),
+    "messages": ("MessageId", "The messages of the streams that carry frames."),
     "statements": ("StatementKind", "What a signed statement says."),
+    "rpc": ("RpcKind", "What an `rpc` stream is for."),
+    "lease": ("LeaseCode", "Why a lease is refused or ends."),
+    "bulk": ("BulkKind", "What a `bulk` stream asks for."),
     "close": ("Close", "Application close codes of a connection (RFC 9000, 20.2)."),
     "reset": ("Reset", "Application codes with which one stream is reset."),
 }
@@ -52,9 +55,9 @@ def registry_module(registry: dict[str, Any]) -> str:
     parts.append('}\n"""Which roles may open a stream of each type."""\n')
     early = [f"StreamType.{key.upper()}" for key, value in registry["streams"].items() if value.get("before_admission")]
     parts.append(f"BEFORE_ADMISSION: Final = frozenset({{{', '.join(early)}}})\n\n")
-    for section in ("close", "reset"):
+    for section in ("lease", "close", "reset"):
         parts.append(f"{section.upper()}_TEXTS: Final[dict[int, str]] = {{\n")
-        parts += [f'    0x{value["code"]:X}: "{value["text"]}",\n' for value in registry[section].values()]
+        parts += [f'    {_number(section, value)}: "{value["text"]}",\n' for value in registry[section].values()]
         parts.append("}\n")
     parts.append("\n")
     parts += [f"LIMIT_{name.upper()}: Final = {value}\n" for name, value in registry["limits"].items()]
@@ -68,6 +71,8 @@ def _no_roles(key: str) -> str:
 def _number(section: str, value: Any) -> str:
     if section == "streams":
         return str(value["id"])
+    if section == "lease":
+        return str(value["code"])
     return f"0x{value['code']:X}" if section in ("close", "reset") else str(value)
 
 
@@ -80,6 +85,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     said = {registry.StatementKind(kind): shape for kind, shape in statements.BODIES.items()}
     found = {f"message-{number.name.lower()}": (shape, {"id": int(number)}) for number, shape in numbered.items()}
     found |= {f"statement-{kind.name.lower()}": (shape, {"kind": int(kind)}) for kind, shape in said.items()}
+    opened = {registry.StreamType(kind): shape for kind, shape in messages.OPENINGS.items()}
+    found |= {f"stream-{kind.name.lower()}": (shape, {"stream": int(kind)}) for kind, shape in opened.items()}
     found["statement"] = (statements.Payload, {"purpose": statements.PURPOSE})
     found["certificate"] = (certificates.Certificate, {"purpose": certificates.PURPOSE})
     found["invite"] = (invites.Invite, {"purpose": invites.PURPOSE})
@@ -93,7 +100,15 @@ def schemas() -> dict[str, dict[str, Any]]:
 def vectors() -> dict[str, str]:
     """File name -> text of every file of vectors: one case a line, so that a change can be read."""
     files: dict[str, dict[str, Any]] = {}
-    for module in ("cases_values", "cases_messages", "cases_signed", "cases_pairing"):
+    for module in (
+        "cases_values",
+        "cases_messages",
+        "cases_streams",
+        "cases_manifests",
+        "cases_signed",
+        "cases_pairing",
+        "cases_tunnels",
+    ):
         files |= importlib.import_module(module).files()
     return {name: _case_by_case(content) for name, content in files.items()}
 

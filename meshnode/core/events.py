@@ -14,7 +14,7 @@ from meshnode.wire.statements import Demand, Dynamic, Identity
 class Publish:
     """This node has something new to say of itself.
 
-    Of a Dynamic the devices and models count: monitors, coordinate and neighbours are the machine's own.
+    Of a Dynamic, monitors, coordinate and neighbours are the machine's own and what is given does not count.
     """
 
     body: Identity | Dynamic | Demand

@@ -38,6 +38,7 @@ FEWEST_MONITORS = 3
 """With fewer of those it has named, a node must not wait for its turn: without any it would be taken for dead."""
 RESCUES_A_SECOND = 0.5
 TOLD_NEIGHBOURS = 4
+MOST_NEEDED_WEIGHTS = 4
 
 
 class OwnStatements:
@@ -157,8 +158,7 @@ class OwnStatements:
         if now - self.changed_at[kind] >= refresh_s:
             return kind == StatementKind.DYNAMIC or said.body != body
         if isinstance(body, Dynamic) and isinstance(said.body, Dynamic):
-            old = said.body
-            return (body.devices, body.models, body.monitors) != (old.devices, old.models, old.monitors)
+            return _of_note(body) != _of_note(said.body)
         return bool(said.body != body)
 
     # --- monitors -----------------------------------------------------------------------------------------------
@@ -203,6 +203,11 @@ class OwnStatements:
         )
 
 
+def _of_note(body: Dynamic) -> tuple[Any, ...]:
+    """What of a Dynamic is news when it differs: not where the node is, nor who is near."""
+    return body.devices, body.models, body.monitors, body.claims, body.weights, body.rpc
+
+
 def _shorter(body: Any) -> Iterable[Any]:
     """The body, and what is tried when it is too large: first what helps least goes."""
     yield body
@@ -210,6 +215,11 @@ def _shorter(body: Any) -> Iterable[Any]:
         body = replace(body, neighbours=())
         yield body
         body = replace(body, models=tuple(replace(offer, names=()) for offer in body.models))
+        yield body
+        body = replace(body, weights=body.weights[:MOST_NEEDED_WEIGHTS])
+        yield body
+        # Who works for a split helps a planner; that it has a host, and in which term, keeps others from hosting it.
+        body = replace(body, weights=(), claims=tuple(replace(claim, workers=()) for claim in body.claims))
         yield body
         while body.models:
             body = replace(body, models=body.models[:-1])

@@ -15,64 +15,34 @@ bound of `graph_reserve`; what a layer keeps of a conversation, the layer itself
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-MIB = 1 << 20
-GIB = 1 << 30
+from meshnode.core.memory import (
+    ENGINE_OVERHEAD_BYTES,
+    GIB,
+    HOST_SCRATCH_BYTES,
+    MIB,
+    LayerShape,
+    ModelShape,
+    compute_bytes,
+)
 
-CELLS_PAD = 256
-UBATCH = 512
 WANTED_CONTEXT = 32768
 """Agents ask for tens of thousands of tokens; more costs memory that most conversations never use."""
 MODEST_CONTEXT = 8192
 """The least that a tool-using conversation gets by with."""
 MIN_CONTEXT = 2048
 DEFAULT_PARALLEL = 4
+PIPELINE_COPIES = 4
+"""Several GPUs of one machine work at several batches at once, and keep the inputs of each (GGML_SCHED_MAX_COPIES)."""
 GPU_OVERHEAD_BYTES = 450 * MIB
 """What a driver context and its kernels take beside buffers (CUDA 12-13: 300-500 MiB)."""
 HOST_RESERVE_BYTES = GIB
 """Left to the rest of the machine, with a tenth of what is free."""
-ENGINE_OVERHEAD_BYTES = 150 * MIB
-HOST_SCRATCH_BYTES = 16 * MIB
 HOST = "host"
 PROMPT_CACHE_MAX_BYTES = 2 * GIB
 PROMPT_CACHE_MIN_BYTES = 64 * MIB
-
-
-class LayerShape(Protocol):
-    """What the planner reads of one layer; see meshnode.models.shapes for the values and the formulas."""
-
-    @property
-    def weights_bytes(self) -> int: ...
-
-    def kv_bytes(self, context: int, *, sequences: int, cache_type: str) -> int:
-        """Cache and state of `sequences` conversations of `context` tokens each."""
-        ...
-
-
-class ModelShape(Protocol):
-    """What the planner reads of a model."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def layers(self) -> Sequence[LayerShape]: ...
-    @property
-    def embedding_bytes(self) -> int: ...
-    @property
-    def output_bytes(self) -> int: ...
-    @property
-    def other_bytes(self) -> int: ...
-    @property
-    def context_train(self) -> int: ...
-    @property
-    def n_embd(self) -> int: ...
-    @property
-    def n_ff(self) -> int: ...
-    @property
-    def n_vocab(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +60,25 @@ class Budget:
     host_bytes: int
     devices: tuple[DeviceBudget, ...] = ()
     unified: bool = False
+
+    def less(self, taken: Mapping[str, int]) -> Budget:
+        """What is left once so many bytes are taken, by device (HOST: main memory); never below nothing."""
+        shared = sum(taken.values()) if self.unified else taken.get(HOST, 0)
+        return Budget(
+            host_bytes=max(0, self.host_bytes - shared),
+            devices=tuple(
+                DeviceBudget(device.name, max(0, device.usable_bytes - taken.get(device.name, 0)))
+                for device in self.devices
+            ),
+            unified=self.unified,
+        )
+
+    def room_bytes(self, device: str) -> int:
+        """What one device may still take; 0 for one that is not there."""
+        found = {each.name: each.usable_bytes for each in self.devices}
+        if device == HOST or device not in found:
+            return self.host_bytes if device == HOST else 0
+        return min(found[device], self.host_bytes) if self.unified else found[device]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,19 +135,6 @@ class Refusal:
     reason: str
 
 
-def pad(value: int, multiple: int) -> int:
-    """`value` rounded up to a multiple."""
-    return -(-value // multiple) * multiple
-
-
-def compute_bytes(model: ModelShape, *, context: int, parallel: int, with_output: bool) -> int:
-    """Upper bound of the scratch memory on one device: attention mask, activations of one batch, logits."""
-    mask = 2 * pad(context, CELLS_PAD) * parallel * UBATCH
-    activations = UBATCH * 4 * (3 * model.n_ff + 4 * model.n_embd)
-    logits = UBATCH * model.n_vocab * 4 if with_output else 0
-    return mask + activations + logits
-
-
 def usable_host_bytes(available_bytes: int) -> int:
     """What a model may take of the main memory that is available now."""
     return max(0, available_bytes - max(HOST_RESERVE_BYTES, available_bytes // 10))
@@ -172,7 +148,8 @@ def usable_device_bytes(free_bytes: int) -> int:
 def plan_solo(model: ModelShape, budget: Budget, wishes: Wishes, *, extra_host_bytes: int = 0) -> SoloPlan | Refusal:
     """The best way to serve `model` on this machine alone, or why there is none.
 
-    `extra_host_bytes` is what comes along in main memory (a draft model, a vision projector).
+    `extra_host_bytes` is what comes along in main memory (a vision projector, a draft model that the processor runs);
+    what comes along elsewhere is taken off the budget (`Budget.less`).
     """
     host = budget.host_bytes - extra_host_bytes - ENGINE_OVERHEAD_BYTES
     choices = _choices(model, wishes)
@@ -220,21 +197,26 @@ def _kv(layer: LayerShape, choice: _Choice) -> int:
     return layer.kv_bytes(choice.context, sequences=choice.parallel, cache_type=choice.kv_type)
 
 
-def _scratch(model: ModelShape, choice: _Choice, *, with_output: bool) -> int:
-    return compute_bytes(model, context=choice.context, parallel=choice.parallel, with_output=with_output)
+def _scratch(model: ModelShape, choice: _Choice, *, with_output: bool, copies: int) -> int:
+    """Scratch memory of a GPU, whichever layers it gets."""
+    return compute_bytes(
+        model, context=choice.context, parallel=choice.parallel, with_output=with_output, copies=copies
+    )
 
 
 def _place(model: ModelShape, budget: Budget, host: int, choice: _Choice) -> tuple[Share, ...]:
     """Shares of the GPUs in order, as many layers as they hold, and then of the host, whether or not it fits there."""
     units = [layer.weights_bytes + _kv(layer, choice) for layer in model.layers]
     # The output counts as one more layer, the last; its scratch memory comes with it.
-    logits = _scratch(model, choice, with_output=True) - _scratch(model, choice, with_output=False)
+    copies = PIPELINE_COPIES if len(budget.devices) > 1 else 1
+    scratch = _scratch(model, choice, with_output=False, copies=copies)
+    logits = _scratch(model, choice, with_output=True, copies=copies) - scratch
     units.append(model.output_bytes + logits)
     remaining = len(units)
     counts: list[int] = []
     # llama.cpp takes the last layers for the GPUs, in device order; so the first layers stay with the host.
     for device in reversed(budget.devices):
-        free = device.usable_bytes - _scratch(model, choice, with_output=False)
+        free = device.usable_bytes - scratch
         before = remaining
         while remaining and units[remaining - 1] <= free:
             remaining -= 1
@@ -243,19 +225,31 @@ def _place(model: ModelShape, budget: Budget, host: int, choice: _Choice) -> tup
     shares: list[Share] = []
     start = remaining
     for device, count in zip(budget.devices, counts, strict=True):
-        shares.append(_share(model, choice, device.name, start, count, limit_bytes=device.usable_bytes))
+        shares.append(_share(model, choice, device.name, start, count, limit_bytes=device.usable_bytes, copies=copies))
         start += count
     taken = sum(share.total_bytes for share in shares) if budget.unified else 0
     return (*shares, _share(model, choice, HOST, 0, remaining, limit_bytes=host - taken))
 
 
-def _share(model: ModelShape, choice: _Choice, device: str, start: int, count: int, *, limit_bytes: int) -> Share:
+def _share(
+    model: ModelShape, choice: _Choice, device: str, start: int, count: int, *, limit_bytes: int, copies: int = 1
+) -> Share:
     """What `count` layers from `start` take. The host always keeps the embedding and some scratch memory."""
     layers = model.layers[start : start + count]
     with_output = count > 0 and start + count > len(model.layers)
     weights = sum(layer.weights_bytes for layer in layers) + (model.output_bytes if with_output else 0)
-    compute = _scratch(model, choice, with_output=with_output) if count else 0
-    if device == HOST:
+    main = device == HOST
+    compute = compute_bytes(
+        model,
+        context=choice.context,
+        parallel=choice.parallel,
+        with_output=with_output,
+        first=start,
+        end=start + len(layers),
+        main=main,
+        copies=copies,
+    )
+    if main:
         weights += model.embedding_bytes + model.other_bytes
         compute = max(compute, HOST_SCRATCH_BYTES)
     kv = sum(_kv(layer, choice) for layer in layers)

@@ -17,6 +17,7 @@ from math import prod
 from meshnode.errors import ModelFileInvalid
 from meshnode.models.families import cached_layers, predicting_layers
 from meshnode.models.header import Header, Tensor
+from meshnode.models.scratch import scratch_of
 
 ALIGNMENT_BYTES = 32
 CELLS_PAD = 256
@@ -39,6 +40,8 @@ _NO_OUTPUT = {
     "bert", "clip", "jina-bert-v2", "jina-bert-v3", "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe",
     "t5encoder", "wavtokenizer-dec", "eurobert",
 }  # fmt: skip
+# Without an output tensor these load their embedding twice, even where both copies lie in one memory.
+_LOADED_TWICE = {"gemma3n", "gemma4"}
 # Cache layouts that are not modelled here: what is given is an estimate.
 _ESTIMATED = {"deepseek4", "dots3note", "glm5-next", "hrm_text", "minimax-m3", "nanbeige", "qwen4exp", "t5"}
 _BLOCK = re.compile(r"(?:enc\.|dec\.)?blk\.(\d{1,3})\.")
@@ -49,13 +52,16 @@ _INPUT = ("token_embd", "per_layer_token_embd", "position_embd", "token_types", 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
     """One layer. `k_elements` and `v_elements` are cached for each token of context; `window` bounds how many tokens
-    (None: all); `state_bytes` is the recurrent state of one conversation, whatever its length."""
+    (None: all); `state_bytes` is the recurrent state of one conversation, whatever its length. `scratch_elements` are
+    alive at once for each token of a batch, `spare_elements` bound the holes between them (scratch.py)."""
 
     weights_bytes: int
     k_elements: int = 0
     v_elements: int = 0
     window: int | None = None
     state_bytes: int = 0
+    scratch_elements: int = 0
+    spare_elements: int = 0
 
     def kv_bytes(self, context: int, *, sequences: int = 1, cache_type: str = "f16") -> int:
         """Cache and state of `sequences` conversations of `context` tokens each, every one with cells of its own."""
@@ -177,8 +183,10 @@ def shape_of(header: Header, *, alignment: int = ALIGNMENT_BYTES) -> ModelShape:
         name=header.name,
         architecture=header.architecture,
         layers=tuple(
-            LayerShape(size, layer.k_elements, layer.v_elements, layer.window, layer.state_bytes)
-            for size, layer in zip(weights, cached, strict=True)
+            LayerShape(
+                size, layer.k_elements, layer.v_elements, layer.window, layer.state_bytes, scratch.peak, scratch.spare
+            )
+            for size, layer, scratch in zip(weights, cached, scratch_of(header), strict=True)
         ),
         embedding_bytes=embedding,
         output_bytes=output,
@@ -191,7 +199,7 @@ def shape_of(header: Header, *, alignment: int = ALIGNMENT_BYTES) -> ModelShape:
         n_expert_used=used,
         parameters=sum(prod(tensor.shape) for tensor in header.tensors),
         active_bytes=sum(weights) + output - round(_expert_bytes(header) * (1 - share)),
-        tied_bytes=tied,
+        tied_bytes=0 if header.architecture in _LOADED_TWICE else tied,
         exact=header.architecture not in _ESTIMATED,
     )
 

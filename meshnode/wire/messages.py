@@ -1,4 +1,4 @@
-"""The messages of a control stream and of datagrams. What each is for stands in protocol/03-messages.md.
+"""The messages of the streams that carry frames, and of datagrams. What each is for stands in protocol/03-messages.md.
 
 `encode_message` gives the body of a frame; `decode_message` reads one. An unknown odd id is None: pass over it.
 """
@@ -24,11 +24,14 @@ from meshnode.wire.registry import (
     LIMIT_WANT_IDS,
     MessageId,
     Role,
+    StreamType,
 )
 from meshnode.wire.schema import MAX_U8, MAX_U16, MAX_U32, Bytes, Flag, ListOf, Nested, Text, UInt, Where, member
 from meshnode.wire.signed import KEY_BYTES
+from meshnode.wire.splits import LEASE_MESSAGES, RpcOpen
 from meshnode.wire.statements import STATEMENT_ID_BYTES, Coordinate
 from meshnode.wire.values import WireError, decode
+from meshnode.wire.weights import BulkOpen
 
 BUCKETS = 256
 DIGEST_BYTES = BUCKETS * 8
@@ -280,8 +283,13 @@ MESSAGES: dict[int, type[Any]] = {
     MessageId.PAIR_OFFER: PairOffer,
     MessageId.PAIR_CONFIRM: PairConfirm,
     MessageId.PAIR_ACCEPT: PairAccept,
+    **LEASE_MESSAGES,
 }
 _IDS = {shape: int(number) for number, shape in MESSAGES.items()}
+
+
+OPENINGS: dict[int, type[Any]] = {StreamType.RPC: RpcOpen, StreamType.BULK: BulkOpen}
+"""What the header of a stream says; that of every other type is empty."""
 
 
 def message_id(message: Any) -> int:

@@ -32,7 +32,7 @@ class Role(IntEnum):
 
 
 class MessageId(IntEnum):
-    """The messages of the control stream."""
+    """The messages of the streams that carry frames."""
 
     HELLO = 0
     WELCOME = 2
@@ -61,6 +61,13 @@ class MessageId(IntEnum):
     PAIR_OFFER = 64
     PAIR_CONFIRM = 66
     PAIR_ACCEPT = 68
+    LEASE_ASK = 80
+    LEASE_GRANTED = 82
+    LEASE_REFUSED = 84
+    LEASE_WEIGHTS = 86
+    LEASE_READY = 88
+    LEASE_LEAVING = 90
+    LEASE_END = 92
 
 
 class StatementKind(IntEnum):
@@ -71,6 +78,41 @@ class StatementKind(IntEnum):
     DEMAND = 4
     ACCUSE = 6
     LEAVE = 8
+
+
+class RpcKind(IntEnum):
+    """What an `rpc` stream is for."""
+
+    LEASE = 0
+    TUNNEL = 2
+    PUSH = 4
+
+
+class LeaseCode(IntEnum):
+    """Why a lease is refused or ends."""
+
+    RELEASED = 0
+    NOT_LENT = 1
+    OTHER_VERSION = 2
+    NO_MEMORY = 3
+    NO_ENGINE = 4
+    TOO_MANY = 5
+    TOO_OFTEN = 6
+    LEAVING = 7
+    BAD_ASK = 8
+    TAKEN = 9
+    CRASHED = 10
+    IDLE = 11
+    TOO_SLOW = 12
+    NO_WEIGHTS = 13
+
+
+class BulkKind(IntEnum):
+    """What a `bulk` stream asks for."""
+
+    MANIFEST = 0
+    CHUNKS = 2
+    HAVE = 4
 
 
 class Close(IntEnum):
@@ -121,6 +163,22 @@ MAY_OPEN: Final[dict[StreamType, frozenset[Role]]] = {
 """Which roles may open a stream of each type."""
 BEFORE_ADMISSION: Final = frozenset({StreamType.CONTROL, StreamType.PAIR})
 
+LEASE_TEXTS: Final[dict[int, str]] = {
+    0: "the host needs it no more",
+    1: "this node does not lend its memory",
+    2: "the engines of the two nodes do not understand each other",
+    3: "there is not enough free memory",
+    4: "the engine of this node is not ready",
+    5: "this node works for as many splits as it may",
+    6: "the host asks too often",
+    7: "the node is leaving",
+    8: "what is asked for makes no sense",
+    9: "another host has a lease for this plan",
+    10: "the rpc-server stopped",
+    11: "no tunnel came",
+    12: "it took too long",
+    13: "the weights cannot be had",
+}
 CLOSE_TEXTS: Final[dict[int, str]] = {
     0x100: "the node is leaving",
     0x101: "another connection to the same peer is kept",
@@ -186,3 +244,10 @@ LIMIT_STREAMS_A_LINK: Final = 320
 LIMIT_HTTP_STREAMS: Final = 256
 LIMIT_HTTP_HEAD_BYTES: Final = 16384
 LIMIT_MEMORY_BYTES_MAX: Final = 1125899906842624
+LIMIT_CLAIMS: Final = 4
+LIMIT_PLAN_WORKERS: Final = 16
+LIMIT_WEIGHTS: Final = 16
+LIMIT_LEASE_TEXT_CHARS: Final = 200
+LIMIT_LEASE_FRAME_BYTES: Final = 4096
+LIMIT_BULK_CHUNKS: Final = 64
+LIMIT_BULK_STREAMS: Final = 8

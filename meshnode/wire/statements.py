@@ -16,6 +16,7 @@ from meshnode.wire.address import Address
 from meshnode.wire.registry import (
     LIMIT_ADDRESSES,
     LIMIT_CERTIFICATE_BYTES,
+    LIMIT_CLAIMS,
     LIMIT_DEMANDS,
     LIMIT_DEVICES,
     LIMIT_MEMORY_BYTES_MAX,
@@ -24,7 +25,9 @@ from meshnode.wire.registry import (
     LIMIT_MONITORS,
     LIMIT_NAME_CHARS,
     LIMIT_NEIGHBOURS,
+    LIMIT_PLAN_WORKERS,
     LIMIT_STATEMENT_BYTES,
+    LIMIT_WEIGHTS,
     StatementKind,
 )
 from meshnode.wire.schema import (
@@ -42,6 +45,7 @@ from meshnode.wire.schema import (
     member,
 )
 from meshnode.wire.signed import KEY_BYTES, SIGNATURE_BYTES, Sign, Verify, is_signed_by, open_payload, seal
+from meshnode.wire.splits import PLAN_BYTES
 from meshnode.wire.values import WireError, decode
 
 PURPOSE = "statement"
@@ -73,11 +77,17 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One device that can hold layers. Memory in bytes."""
+    """One device that can hold layers. Memory in bytes; `free_bytes` is what a plan may take of it.
+
+    Decoding a token costs `layer_us` a layer, and the bytes of its weights at `bandwidth` MB/s (10^6 bytes);
+    both are 0 where nothing was measured.
+    """
 
     name: str = member(0, Text(LIMIT_NAME_CHARS))
     total_bytes: int = member(2, UInt(LIMIT_MEMORY_BYTES_MAX))
     free_bytes: int = member(4, UInt(LIMIT_MEMORY_BYTES_MAX))
+    bandwidth: int = member(5, UInt(MAX_U32), 0)
+    layer_us: int = member(7, UInt(MAX_U32), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +129,29 @@ class Neighbour:
     rtt_us: int = member(2, UInt(MAX_U32))
 
 
+class ClaimState:
+    """How far the host of a split is."""
+
+    CLAIMING = 0
+    LOADING = 1
+    SERVING = 2
+
+
+@dataclass(frozen=True, slots=True)
+class PlanClaim:
+    """The origin hosts a split of the model with this content hash, or is about to.
+
+    Of several claims on one model that with the greatest term counts, of equal ones that of the smallest NodeId
+    (protocol/09-splits.md). `workers` are short ids, in the order of the pipeline.
+    """
+
+    plan: bytes = member(0, Bytes(PLAN_BYTES, PLAN_BYTES))
+    content_hash: bytes = member(2, Bytes(CONTENT_HASH_BYTES, CONTENT_HASH_BYTES))
+    term: int = member(4, UInt(MAX_U32))
+    state: int = member(6, UInt(2))
+    workers: tuple[bytes, ...] = member(8, ListOf(Bytes(SHORT_ID_BYTES, SHORT_ID_BYTES), LIMIT_PLAN_WORKERS), ())
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who a node is: its membership certificate, its name, and where it can be reached."""
@@ -131,13 +164,20 @@ class Identity:
 
 @dataclass(frozen=True, slots=True)
 class Dynamic:
-    """What a node has and does at the moment. `monitors` are the short ids of those who may accuse it."""
+    """What a node has and does at the moment. `monitors` are the short ids of those who may accuse it.
+
+    `weights` are the content hashes of models on its disk that others may have. `rpc` is the version of llama.cpp's
+    RPC with which it lends its devices to splits (splits.version_number), 0 when it does not.
+    """
 
     devices: tuple[Device, ...] = member(0, ListOf(Nested(Device), LIMIT_DEVICES), ())
     models: tuple[Offer, ...] = member(2, ListOf(Nested(Offer), LIMIT_MODELS), ())
     monitors: tuple[bytes, ...] = member(4, ListOf(Bytes(SHORT_ID_BYTES, SHORT_ID_BYTES), LIMIT_MONITORS), ())
     coordinate: Coordinate | None = member(7, Nested(Coordinate), None)
     neighbours: tuple[Neighbour, ...] = member(9, ListOf(Nested(Neighbour), LIMIT_NEIGHBOURS), ())
+    claims: tuple[PlanClaim, ...] = member(11, ListOf(Nested(PlanClaim), LIMIT_CLAIMS), ())
+    weights: tuple[bytes, ...] = member(13, ListOf(Bytes(CONTENT_HASH_BYTES, CONTENT_HASH_BYTES), LIMIT_WEIGHTS), ())
+    rpc: int = member(15, UInt(MAX_U32), 0)
 
 
 @dataclass(frozen=True, slots=True)

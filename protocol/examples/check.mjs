@@ -2,6 +2,7 @@
 import { createHmac, hkdfSync } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as wire from "./decode.mjs";
+import * as tunnel from "./tunnel.mjs";
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../${name}.json`, import.meta.url)));
 const bytes = (hex) => Buffer.from(hex, "hex");
@@ -11,7 +12,7 @@ const shown = (value) => {
   if (Array.isArray(value)) return value.map(shown);
   return typeof value === "bigint" ? { int: String(value) } : value;
 };
-const messages = {};
+const messages = {}, openings = {};
 const text_rule = read("schema/message-hello").properties[11];
 const all_frames = (data) => {
   const found = [], steps = wire.frames(data);
@@ -35,6 +36,12 @@ const decoders = {
     else if (id % 2 === 0) throw new wire.WireError("an unknown message");
     return { value: shown(value) };
   },
+  openings: ({ message, hex }) => {
+    const value = wire.decode(bytes(hex));
+    wire.conform((openings[message] ??= read(`schema/stream-${message}`)), value);
+    return { value: shown(value) };
+  },
+  manifests: ({ hex }) => wire.manifest(bytes(hex)),
   statements: ({ hex }) => {
     const { id, kind, origin, incarnation, number, body } = wire.statement(bytes(hex));
     return { id, kind, origin: origin.toString("hex"), incarnation, number, body: shown(body) };
@@ -51,6 +58,20 @@ const decoders = {
     return { key: derived.toString("hex"), host_proof: proof(host), guest_proof: proof(guest) };
   },
   invites: ({ text }) => ({ hex: wire.invite(text).signed.toString("hex") }),
+  "rpc-requests": ({ hex }) => {
+    const { found, left } = tunnel.requests(bytes(hex));
+    return { requests: found.map(({ command, body }) => ({ command, bytes: 9 + body.length })), left_bytes: left };
+  },
+  "rpc-replies": ({ expected, hex }) => ({ complete: tunnel.replies(bytes(hex), expected) }),
+  "tunnel-blocks": ({ hex }) => {
+    const { found, left } = tunnel.blocks(bytes(hex));
+    return { blocks: found.map(({ kind, body }) => ({ kind, hex: body.toString("hex") })), left_bytes: left };
+  },
+  "tunnel-packed": ({ bodies }) => ({ plain: tunnel.packed(bodies.map(bytes)).map((each) => each.toString("hex")) }),
+  "tunnel-pushes": ({ hex }) => {
+    const { found, left } = tunnel.pushes(bytes(hex));
+    return { pushes: found.map(({ body, ...rest }) => ({ ...rest, hex: body.toString("hex") })), left_bytes: left };
+  },
 };
 
 let cases = 0, wrong = 0;

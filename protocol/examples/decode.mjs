@@ -110,6 +110,42 @@ export function* frames(data) { // yields {id, body}; returns what is left of th
   }
 }
 
+// --- manifests: 11-weights.md -----------------------------------------------------------------------------------------
+const CHUNK = 4194304n, MOST = 1n << 50n;
+export function manifest(data) {
+  let at = 0;
+  const take = (n) => (at + n <= data.length ? data.subarray(at, (at += n)) : fail("cut short"));
+  const u64 = () => take(8).readBigUInt64BE();
+  if (data.length > 67108864 || take(4).toString("latin1") !== "MNWM" || take(1)[0] !== 1) fail("no manifest");
+  const files = [], chunks = [], names = new Set(), count = take(2).readUInt16BE();
+  let total = 0n, number = 0n, places = [];
+  for (let file = 0; file < count; file++) {
+    const size = u64(), sha256 = take(32).toString("hex"), tensors = [], many = take(4).readUInt32BE();
+    let free = 1n, starts = [0n];
+    for (let i = 0; i < many; i++) {
+      if (names.size >= 131072) fail("too many tensors");
+      const raw = take(take(2).readUInt16BE()), position = u64(), bytes = u64();
+      let name;
+      try { name = utf8.decode(raw); } catch { fail("a name that is not UTF-8"); }
+      if (!raw.length || raw.length > 768 || names.has(name)) fail("no name, a long one, or one that is there twice");
+      if (position < free || !bytes) fail("out of order");
+      free = position + bytes;
+      names.add(name);
+      starts.push(position);
+      tensors.push([name, Number(position), Number(bytes)]);
+    }
+    if (!size || (total += size) > MOST || free > size) fail("an impossible size");
+    places.push(...starts.map((start, i) => [file, start, i + 1 < starts.length ? starts[i + 1] : size]));
+    files.push({ size: Number(size), sha256, tensors });
+  }
+  for (const [, start, end] of places) number += (end - start + CHUNK - 1n) / CHUNK;
+  if (!count || count > 4096 || BigInt(data.length - at) !== number * 32n) fail("another number of hashes");
+  for (const [file, start, end] of places)
+    for (let from = start; from < end; from += CHUNK)
+      chunks.push([file, Number(from), Number(end - from < CHUNK ? end - from : CHUNK)]);
+  return { digest: createHash("sha256").update(data).digest("hex"), files, chunks };
+}
+
 // --- what is signed: signature 64 | payload -------------------------------------------------------------------------
 const SPKI = Buffer.from("302a300506032b6570032100", "hex"); // an Ed25519 key in DER, but for its 32 bytes (RFC 8410)
 const signedBy = (key, purpose, signed) => verify(null,

@@ -1,4 +1,5 @@
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,18 @@ from meshnode.core.members import Members
 from meshnode.core.own import FORMER_MONITOR_S, OwnStatements
 from meshnode.core.tuning import MembershipOptions
 from meshnode.wire.registry import LIMIT_STATEMENT_BYTES, Role, StatementKind
-from meshnode.wire.statements import Coordinate, Demand, Device, Dynamic, Offer, Wish, is_genuine, read
+from meshnode.wire.statements import (
+    ClaimState,
+    Coordinate,
+    Demand,
+    Device,
+    Dynamic,
+    Offer,
+    PlanClaim,
+    Wish,
+    is_genuine,
+    read,
+)
 from tests.core.alone import ME, identity, name, say, sign_as
 
 HERE = Coordinate((1, 2, 3, 4), 5, 6)
@@ -109,6 +121,21 @@ def test_without_monitors_it_does_not_wait_for_its_turn() -> None:
     assert mine.due(edges(1, 2, 3, 4), HERE, 0.1) == []
     (said,) = mine.due(edges(7, 8, 9), HERE, 0.2)
     assert name(7)[:8] in said.body.monitors
+
+
+def test_a_claim_is_news_and_outlasts_what_matters_less() -> None:
+    mine = own()
+    claim = PlanClaim(bytes(16), b"c" * 16, 3, ClaimState.CLAIMING, (name(1)[:8],) * 16)
+    offers = tuple(Offer(f"m{at}" + "x" * 60, bytes(16), 1, 1, 1, names=("a" * 60,) * 4) for at in range(16))
+    mine.want(Dynamic((), offers), 0.0)
+    mine.due(edges(1), HERE, 0.0)
+    mine.want(Dynamic((), offers, claims=(claim,), weights=(b"w" * 16,) * 16, rpc=7 << 16), 1.0)
+    (said,) = mine.due(edges(1), HERE, 2.0)
+    assert said.body.claims == (replace(claim, workers=()),) and said.body.rpc == 7 << 16
+    assert said.body.weights == () and len(said.body.models) >= 5
+    mine.want(Dynamic((), offers[:7], claims=(claim,), weights=(b"w" * 16,) * 16), 3.0)
+    (said,) = mine.due(edges(1), HERE, 4.0)
+    assert said.body.claims == (claim,) and len(said.body.weights) == 4
 
 
 def test_too_large_a_load_is_cut_until_it_fits() -> None:

@@ -6,23 +6,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshnode.core.memory import ENGINE_OVERHEAD_BYTES, GIB, HOST_SCRATCH_BYTES, MIB, compute_bytes
 from meshnode.core.placement import (
     DEFAULT_PARALLEL,
-    ENGINE_OVERHEAD_BYTES,
-    GIB,
     GPU_OVERHEAD_BYTES,
     HOST_RESERVE_BYTES,
-    HOST_SCRATCH_BYTES,
-    MIB,
     MIN_CONTEXT,
     MODEST_CONTEXT,
+    PIPELINE_COPIES,
     PROMPT_CACHE_MAX_BYTES,
     Budget,
     DeviceBudget,
     Refusal,
     SoloPlan,
     Wishes,
-    compute_bytes,
     plan_solo,
     usable_device_bytes,
     usable_host_bytes,
@@ -110,7 +107,8 @@ def test_a_7b_fits_on_a_24_gb_gpu_with_a_long_context() -> None:
     assert (plan.gpu_layers, plan.context, plan.parallel) == (33, 32768, DEFAULT_PARALLEL)
     assert (plan.tensor_split, plan.reason) == ((), "")
     # What stays in main memory of a model that is on the GPU.
-    assert plan.shares[-1].total_bytes == SEVEN.embedding_bytes + HOST_SCRATCH_BYTES
+    scratch = compute_bytes(SEVEN, context=32768, parallel=4, with_output=False, first=33, main=True)
+    assert plan.shares[-1].total_bytes == SEVEN.embedding_bytes + scratch
     assert plan.prompt_cache_bytes == PROMPT_CACHE_MAX_BYTES
 
 
@@ -124,10 +122,10 @@ def test_a_smaller_gpu_gives_up_number_format_then_company_then_context_before_l
     assert found == [
         (32768, 4, "f16"),
         (32768, 2, "q8_0"),
-        (32768, 1, "q8_0"),
+        (32768, 1, "f16"),
         (32768, 1, "q8_0"),
         (16384, 1, "q8_0"),
-        (8192, 1, "q8_0"),
+        (16384, 1, "q8_0"),
     ]
 
 
@@ -206,6 +204,17 @@ def test_what_comes_along_takes_room() -> None:
     assert isinstance(plan_solo(SEVEN, budget, Wishes(), extra_host_bytes=5 * GIB), Refusal)
 
 
+def test_a_budget_without_what_is_taken() -> None:
+    apart = Budget(6 * GIB, (DeviceBudget("CUDA0", 4 * GIB), DeviceBudget("CUDA1", 2 * GIB)))
+    left = apart.less({"CUDA0": 3 * GIB, "host": GIB, "CUDA7": GIB})
+    assert [left.room_bytes(name) for name in ("host", "CUDA0", "CUDA1", "CUDA7")] == [5 * GIB, GIB, 2 * GIB, 0]
+    assert apart.less({"CUDA1": 9 * GIB}).room_bytes("CUDA1") == 0
+    assert apart.less({}) == apart
+    unified = Budget(8 * GIB, (DeviceBudget("Metal", 6 * GIB),), unified=True)
+    left = unified.less({"Metal": GIB, "host": 3 * GIB})
+    assert (left.room_bytes("host"), left.room_bytes("Metal")) == (4 * GIB, 4 * GIB)
+
+
 def test_what_is_left_to_others() -> None:
     assert usable_host_bytes(4 * GIB) == 4 * GIB - HOST_RESERVE_BYTES
     assert usable_host_bytes(100 * GIB) == 90 * GIB
@@ -277,15 +286,25 @@ def fits_somehow(model: Model, budget: Budget, wishes: Wishes) -> bool:
     parallel, kv_type = wishes.parallel or 1, wishes.kv_type or "q8_0"
     units = [x.weights_bytes + x.kv_bytes(smallest, sequences=parallel, cache_type=kv_type) for x in model.layers]
     units.append(model.output_bytes)
+    copies = PIPELINE_COPIES if len(budget.devices) > 1 else 1
     host = budget.host_bytes - ENGINE_OVERHEAD_BYTES - model.embedding_bytes - model.other_bytes
     limits = [host, *(device.usable_bytes for device in budget.devices)]
 
     def holds(limit: int, start: int, end: int, *, is_host: bool) -> bool:
-        with_output = end == len(units) and end > start
-        scratch = compute_bytes(model, context=smallest, parallel=parallel, with_output=with_output)
+        # Of a GPU the planner does not know yet which layers it will get, so their largest counts.
+        scratch = compute_bytes(
+            model,
+            context=smallest,
+            parallel=parallel,
+            with_output=end == len(units) and end > start,
+            first=start if is_host else 0,
+            end=min(end, len(model.layers)) if is_host else None,
+            main=is_host,
+            copies=1 if is_host else copies,
+        )
         scratch = max(scratch, HOST_SCRATCH_BYTES) if is_host else scratch
         if start == end:
-            return not is_host or limit >= HOST_SCRATCH_BYTES
+            return not is_host or limit >= scratch
         return sum(units[start:end]) + scratch <= limit
 
     cuts = itertools.combinations_with_replacement(range(len(units) + 1), len(limits) - 1)

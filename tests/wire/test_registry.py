@@ -13,12 +13,15 @@ from meshnode.wire.messages import MESSAGES
 from meshnode.wire.registry import (
     BEFORE_ADMISSION,
     CLOSE_TEXTS,
+    LEASE_TEXTS,
     MAY_OPEN,
     RESET_TEXTS,
     Close,
+    LeaseCode,
     MessageId,
     Reset,
     Role,
+    RpcKind,
     StatementKind,
     StreamType,
 )
@@ -26,8 +29,8 @@ from meshnode.wire.statements import BODIES
 
 ROOT = Path(__file__).parent.parent.parent
 GIVEN = tomllib.loads((ROOT / "protocol" / "registry.toml").read_text("utf-8"))
-NUMBERED = {"streams": StreamType, "roles": Role, "messages": MessageId, "statements": StatementKind}
-CODED = {"close": Close, "reset": Reset}
+NUMBERED = {"streams": StreamType, "roles": Role, "messages": MessageId, "statements": StatementKind, "rpc": RpcKind}
+CODED = {"close": Close, "reset": Reset, "lease": LeaseCode}
 
 
 def number(value: Any) -> int:
@@ -48,7 +51,7 @@ def test_no_number_is_given_twice(section: str) -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-@pytest.mark.parametrize("section", ["messages", "statements", "streams"])
+@pytest.mark.parametrize("section", ["messages", "statements", "streams", "rpc"])
 def test_what_this_version_demands_is_even(section: str) -> None:
     """Odd numbers are for what a reader may pass over; the first version has nothing of the kind."""
     assert [name for name, value in GIVEN[section].items() if number(value) % 2] == []
@@ -67,7 +70,7 @@ def test_every_number_has_its_shape() -> None:
 
 
 def test_codes_have_their_words() -> None:
-    for enum, texts in ((Close, CLOSE_TEXTS), (Reset, RESET_TEXTS)):
+    for enum, texts in ((Close, CLOSE_TEXTS), (Reset, RESET_TEXTS), (LeaseCode, LEASE_TEXTS)):
         assert set(texts) == set(enum)
         assert all(text and not text.endswith(".") for text in texts.values())
         assert len(set(texts.values())) == len(texts)
@@ -88,11 +91,12 @@ def test_limits_are_given_and_hang_together() -> None:
     signed = registry.LIMIT_STATEMENT_BYTES + 3
     assert registry.LIMIT_STATEMENTS_A_FRAME * signed <= registry.LIMIT_FRAME_BYTES - 16
     assert registry.LIMIT_IHAVE_IDS * 12 <= registry.LIMIT_FRAME_BYTES - 16
+    assert registry.LIMIT_LEASE_FRAME_BYTES <= registry.LIMIT_FRAME_BYTES
     assert registry.LIMIT_CERTIFICATE_BYTES < registry.LIMIT_STATEMENT_BYTES
     assert registry.LIMIT_INVITE_TTL_S <= registry.LIMIT_INVITE_MAX_TTL_S
 
 
-@pytest.mark.parametrize("enum", [Close, Reset, StreamType], ids=lambda enum: enum.__name__)
+@pytest.mark.parametrize("enum", [Close, Reset, StreamType, RpcKind, LeaseCode], ids=lambda enum: enum.__name__)
 def test_every_number_is_used_or_said_to_be_reserved(enum: type[IntEnum]) -> None:
     """Used in meshnode/ outside of the registry, or listed under "Reserved" in the protocol's README."""
     sources = [path for path in (ROOT / "meshnode").rglob("*.py") if path.name != "registry.py"]
