@@ -3,7 +3,8 @@
 Each turn of the loop is one attempt at one host. As long as nothing of the answer has gone out, an attempt sends the
 request as it is, and at most MAX_HOSTS are tried. Once something has gone out, an attempt continues the answer from
 there, on a host with the very same weights. A plain answer is collected from the same stream, so it loses nothing
-either; where it cannot be continued it begins anew, as its caller has seen nothing yet.
+either; where it cannot be continued it begins anew, as its caller has seen nothing yet. When no host is left, but one
+of them is being rebuilt, the request waits for it (comebacks.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from meshnode.api.aggregate import StreamFailed
 from meshnode.api.answer import Answer
 from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with
 from meshnode.api.candidates import Candidates
+from meshnode.api.comebacks import Comebacks
 from meshnode.api.continuation import Continuation, can_continue, end_without_host, prepare
 from meshnode.api.delivery import END_MARKS, Collecting, Journal, Passing, StallWatch, whole_events
 from meshnode.api.dialects import foreign_error_body
@@ -32,7 +34,7 @@ from meshnode.telemetry import LOG
 MAX_HOSTS = 3
 """Before the first byte. A request that three hosts could not answer is likely to be at fault itself."""
 MAX_HOSTS_EVER = 10
-"""With those that continue it. None is asked again that has failed this request before."""
+"""With those that continue it. None is asked again that has failed this request, unless it was rebuilt since."""
 MAX_ANSWER_BYTES = 64 << 20
 BUSY_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Waits for the last host that can end an answer while it is busy: all answers of a lost node come to it at once."""
@@ -67,6 +69,7 @@ class Answering:
         self._sink = Collecting(answer, self._path) if request.rebuild else Passing(answer)
         self._journal = Journal()
         self._tried: set[str] = set()
+        self._comebacks = Comebacks(lambda: candidates.hosts(request.model.id))
         self._weights = ""
         self._method: Method | None = None
         self._useless: set[Method] = set()
@@ -78,11 +81,12 @@ class Answering:
         if self._request.stream:
             self._answer.start_heartbeat(self._limits.ping_interval_s)
         failure: Failure | None = None
-        while (host := self._next_host()) is not None:
-            if failure is not None and not self._journal.size_bytes:
+        while (host := self._next_host() or await self._host_that_comes_back()) is not None:
+            had_bytes = self._journal.size_bytes
+            begun = had_bytes > 0
+            if failure is not None and not begun:
                 self._record.retries += 1
             self._tried.add(host.node)
-            begun = self._journal.size_bytes > 0
             try:
                 with self._candidates.trying(self._request, host):
                     await self._attempt(host)
@@ -93,11 +97,14 @@ class Answering:
                     continue
                 if begun and await self._waited_for(host, reason):
                     continue
+                news = self._comebacks.failed(host, reason, gave=self._journal.size_bytes > had_bytes)
                 # A refusal to go on is no answer to the request: what counts is that the first host broke off.
                 if not (begun and isinstance(reason, EngineRefused)):
                     failure = reason
                     if not _may_go_elsewhere(reason):
                         break
+                if not news:
+                    continue
                 if _tells_against(reason):
                     self._candidates.failed(self._request, host)
                 # Words of an engine may quote the prompt, which is in no log.
@@ -115,12 +122,30 @@ class Answering:
         if self._journal.size_bytes:
             if found := self._successors():
                 return found[0]
-            if not self._request.rebuild:
+            if not (self._request.rebuild and (host := self._untried())):
                 return None
             self._begin_anew()
+            return host
+        return self._untried()
+
+    def _untried(self) -> Host | None:
+        """Whoever serves the model, and was not asked yet."""
         if len(self._tried) >= MAX_HOSTS:
             return None
         return next(iter(self._candidates.order(self._request, without=self._tried)), None)
+
+    async def _host_that_comes_back(self) -> Host | None:
+        """No host is left: one that is being rebuilt, with the same weights once the answer has begun."""
+        if not self._journal.size_bytes:
+            return await self._comebacks.next()
+        may_go_on = self._weights and self._journal.whole and can_continue(self._request, self._journal.read())
+        if may_go_on and (host := await self._comebacks.next(self._weights)):
+            return host
+        if not self._request.rebuild:
+            return None
+        if host := await self._comebacks.next():
+            self._begin_anew()
+        return host
 
     def _successors(self) -> list[Host]:
         if not self._weights or not self._journal.whole or len(self._tried) >= MAX_HOSTS_EVER:

@@ -206,6 +206,7 @@ class Controls:
     status: Callable[[], dict[str, Any]]
     load: Callable[[str], Awaitable[dict[str, Any]]]
     unload: Callable[[str], Awaitable[dict[str, Any]]]
+    plan: Callable[[str], Awaitable[dict[str, Any]]]
     stop: Callable[[bool], None]
     token: str
     mesh: MeshControls
@@ -264,6 +265,9 @@ def control_app(
     async def unload(request: Request) -> Response:
         return JSONResponse(await controls.unload(model_of(await command(request))))
 
+    async def plan(request: Request) -> Response:
+        return JSONResponse(await controls.plan(model_of(await command(request))))
+
     async def stop(request: Request) -> Response:
         members = await command(request)
         controls.stop(members.get("now") is True)
@@ -285,6 +289,7 @@ def control_app(
             Route("/api/events", watch, methods=["GET"]),
             Route("/api/load", load, methods=["POST"]),
             Route("/api/unload", unload, methods=["POST"]),
+            Route("/api/plan", plan, methods=["POST"]),
             Route("/api/stop", stop, methods=["POST"]),
             *[mesh_route(path, act) for path, act in mesh_commands(controls.mesh).items()],
             Route("/metrics", scrape, methods=["GET"]),

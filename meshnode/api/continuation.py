@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with
 from meshnode.api.body import JsonObject, parse_object
 from meshnode.api.closing import Ending, closing_events, usage_told
+from meshnode.api.comebacks import is_loading
 from meshnode.api.endpoints import PEER_ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.joining import JOINERS, Joiner, Seam
@@ -101,7 +102,8 @@ async def prepare(
 ) -> Continuation:
     """How `host` goes on with an answer of which `stream` has gone out, by a method that is not in `without`.
 
-    Raises CannotContinue, HostFailed when the host does not answer, and EngineRefused when it has too much to do.
+    Raises CannotContinue, HostFailed when the host does not answer, and EngineRefused when it has too much to do or is
+    still loading.
     """
     path = request.endpoint.path
     try:
@@ -259,7 +261,7 @@ class _Preparation:
         except TimeoutError:
             raise HostFailed(UpstreamBroken("no answer to a question"), cool_down=True) from None
         except EngineRefused as reason:
-            if reason.busy:
+            if reason.busy or is_loading(reason):
                 raise
             raise CannotContinue(f"the new host refuses to tell: {reason}") from None
         except (ValueError, RecursionError):

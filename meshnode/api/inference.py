@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from meshnode.api.answer import Answer, CallerLeft, Send
 from meshnode.api.answering import Answering
@@ -58,7 +59,14 @@ class Inference:
             headers |= {"access-control-allow-origin": origin, "vary": "origin"}
         answer = Answer(send, dialect=dialect_of(endpoint.path), headers=headers, request_id=request_id)
         try:
-            request = await read_request(endpoint, scope, receive, models=self._models, limits=self._limits)
+            request = await read_request(
+                endpoint,
+                scope,
+                receive,
+                models=self._models,
+                limits=self._limits,
+                missed=partial(setattr, record, "wanted"),
+            )
             answering = Answering(
                 request,
                 answer,

@@ -23,8 +23,8 @@ from meshnode.api.multipart import model_field
 from meshnode.api.record import STATUS_CALLER_LEFT, Record, token_counts
 from meshnode.api.request import Limits
 from meshnode.api.served import Host, Served, find_served
-from meshnode.api.upstream import Exchange
-from meshnode.errors import BodyTooLarge, EndpointNotFound, MeshnodeError, ModelNotFound, NodeStopping
+from meshnode.api.upstream import Exchange, UpstreamBroken
+from meshnode.errors import BodyTooLarge, EndpointNotFound, MeshnodeError, ModelLoading, ModelNotFound, NodeStopping
 
 TAIL_BYTES = 2048
 PASSED_HEADERS = (b"content-type", b"content-length")
@@ -188,6 +188,9 @@ async def _refuse(reply: _Counted, reason: Exception) -> None:
     else:
         fault = reason.error if isinstance(reason, HostFailed) else reason
         assert isinstance(fault, MeshnodeError)
+        if isinstance(fault, UpstreamBroken) and not fault.reached:
+            # It has died a moment ago, and is started again: the asking gateway may wait for that.
+            fault = ModelLoading("the engine has to be started again", retry_after_s=2)
         status = fault.http_status
         error = {"code": status, "message": fault.message, "type": fault.code.replace("-", "_")}
         if fault.retry_after_s is not None:

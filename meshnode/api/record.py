@@ -15,7 +15,8 @@ class Record:
 
     `node` and `radius` tell who answered last, `peer` who asked where it was not a caller of ours. `retries` counts
     hosts that failed before anything went out, `resumed` those that failed afterwards and were replaced;
-    `resume_failed` says that the last of them could not be.
+    `resume_failed` says that the last of them could not be. `wanted` is the name that a caller asked for where no host
+    answers to it: untrusted text, in no log and no label; `model` is empty then.
     """
 
     id: str
@@ -36,6 +37,7 @@ class Record:
     retries: int = 0
     resumed: int = 0
     resume_failed: bool = False
+    wanted: str = ""
 
 
 _COUNT = re.compile(

@@ -21,7 +21,7 @@ from meshnode.api.multipart import model_field
 from meshnode.api.prefix import estimate_tokens, prefix_hashes
 from meshnode.api.served import ANY_MODEL, Host, Served, any_ready, find_served
 from meshnode.core.routing import Wanted, choose_model
-from meshnode.errors import BadRequest, BodyTooLarge, RequestTimeout
+from meshnode.errors import BadRequest, BodyTooLarge, EngineCrashed, ModelLoading, ModelNotFound, RequestTimeout
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Scope = dict[str, Any]
@@ -87,9 +87,15 @@ class Request:
 
 
 async def read_request(
-    endpoint: Endpoint, scope: Scope, receive: Receive, *, models: Callable[[], Sequence[Served]], limits: Limits
+    endpoint: Endpoint,
+    scope: Scope,
+    receive: Receive,
+    *,
+    models: Callable[[], Sequence[Served]],
+    limits: Limits,
+    missed: Callable[[str], None] = lambda name: None,
 ) -> Request:
-    """Read the body and find the model.
+    """Read the body and find the model. `missed` gets the name of one that no host can answer for.
 
     Raises CallerLeft, BodyTooLarge, RequestTimeout, BadRequest, and whatever find_served raises.
     """
@@ -98,11 +104,11 @@ async def read_request(
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     caller = f"{(scope.get('client') or ('',))[0]} {hash(headers.get(b'authorization', headers.get(b'x-api-key')))}"
     if endpoint.multipart:
-        model = _find(model_field(raw, content_type), endpoint, models(), limits.aliases)
+        model = _find(model_field(raw, content_type), endpoint, models(), limits.aliases, missed)
         return Request(endpoint, model, caller, raw, content_type, stream=False, rebuild=False)
     found = await parse_object(raw)
     choose = partial(choose_served, members=found.members, endpoint=endpoint, body_bytes=len(raw))
-    model = _find(found.members.get("model"), endpoint, models(), limits.aliases, choose)
+    model = _find(found.members.get("model"), endpoint, models(), limits.aliases, missed, choose)
     stream = found.members.get("stream") is True
     rebuild = not stream and endpoint.path in AGGREGATES
     body = as_stream(found, endpoint) if rebuild else raw
@@ -131,9 +137,17 @@ def _find(
     endpoint: Endpoint,
     models: Sequence[Served],
     aliases: Mapping[str, str],
+    missed: Callable[[str], None],
     choose: Callable[[Sequence[Served]], Served] = any_ready,
 ) -> Served:
-    model = find_served(name, models, aliases, choose)
+    try:
+        model = find_served(name, models, aliases, choose)
+    except (ModelNotFound, ModelLoading, EngineCrashed):
+        wanted = aliases.get(name, name) if isinstance(name, str) else ""
+        # A path means something on this machine only, and "auto" anything.
+        if wanted and wanted != ANY_MODEL and wanted[0] not in "/.~":
+            missed(wanted)
+        raise
     if endpoint.needs and model.capabilities and endpoint.needs not in model.capabilities:
         able = ", ".join(model.capabilities)
         fix = f"send it to a model that can do {endpoint.needs}: GET /v1/models shows what each one can"

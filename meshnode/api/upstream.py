@@ -58,6 +58,8 @@ class UpstreamBroken(EngineCrashed):
     fix = "send the request again"
     busy = False
     """The far end had too much to do, and said so."""
+    reached = True
+    """There was a connection before it broke."""
 
     @classmethod
     def because_of(cls, reason: OSError | httptools.HttpParserError) -> UpstreamBroken:
@@ -166,7 +168,9 @@ class Exchange:
         try:
             pipe = await connect()
         except OSError as reason:
-            raise UpstreamBroken(f"no connection: {reason.strerror or reason}") from None
+            error = UpstreamBroken(f"no connection: {reason.strerror or reason}")
+            error.reached = False
+            raise error from None
         exchange = cls(pipe)
         exchange._watch = SilenceWatch(pipe, may_leave)
         try:

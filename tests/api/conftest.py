@@ -19,6 +19,12 @@ from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ends of fake engines are noticed at once, or never."""
+    monkeypatch.setattr("meshnode.api.comebacks.NOTICE_S", 0.05)
+
+
 @pytest.fixture
 async def llama() -> AsyncIterator[FakeLlamaServer]:
     async with FakeLlamaServer.running() as fake:

@@ -119,7 +119,8 @@ async def test_no_more_than_three_hosts_are_tried_and_the_last_one_speaks() -> N
             assert (await gateway.record(0)).retries == 2
 
 
-async def test_when_every_host_is_gone_each_dialect_gets_its_own_error() -> None:
+async def test_when_every_host_is_gone_each_dialect_gets_its_own_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshnode.api.comebacks.WAIT_S", 0.1)
     async with running.gateway(model(host(A, _refused), host(B, _refused)), router=InOrder()) as gateway:
         for body in (STREAM, HELLO):
             reply = await ask(gateway.port, CHAT, body)

@@ -35,6 +35,7 @@ async def control(**more: Any) -> AsyncIterator["Control"]:
         started.get_status,
         started.load,
         started.unload,
+        started.plan,
         started.stop,
         token="secret",
         mesh=no_mesh(NotInMesh),
@@ -72,6 +73,10 @@ class Control:
 
     async def unload(self, name: str) -> dict[str, Any]:
         self.asked.append(("unload", name))
+        return {"model": name}
+
+    async def plan(self, name: str) -> dict[str, Any]:
+        self.asked.append(("plan", name))
         return {"model": name}
 
     def stop(self, now: bool) -> None:

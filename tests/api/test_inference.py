@@ -219,6 +219,28 @@ async def test_a_model_that_loads_or_failed_is_503_with_retry_after(llama: FakeL
         assert (await ask(gateway.port, OPENAI, {"model": "slow"})).status == 503
 
 
+async def test_what_is_asked_for_in_vain_is_remembered_as_wanted(llama: FakeLlamaServer) -> None:
+    """The demand for what nobody serves: not for a path of this machine, nor for whatever there is."""
+    failed = served(llama, "broken", state="failed", connect=None)
+    async with running.gateway(served(llama), failed, aliases={"gpt-4": "qwen"}) as gateway:
+        for name, wanted in (
+            ("qwen", "qwen"),
+            ("gpt-4", "qwen"),
+            ("broken", "broken"),
+            ("/models/secret.gguf", ""),
+            ("~/x", ""),
+            (7, ""),
+            ("", ""),
+        ):
+            assert (await ask(gateway.port, CHAT, {**HELLO, "model": name})).status >= 400
+            assert (gateway.records[-1].wanted, gateway.records[-1].model) == (wanted, "")
+        await ask(gateway.port, CHAT, HELLO)
+        assert (gateway.records[-1].wanted, gateway.records[-1].model) == ("", "demo")
+        gateway.models.clear()
+        assert (await ask(gateway.port, CHAT, {**HELLO, "model": "auto"})).status == 404
+        assert gateway.records[-1].wanted == ""
+
+
 async def test_a_body_over_the_cap_is_413_announced_or_not(llama: FakeLlamaServer) -> None:
     async with (
         running.gateway(served(llama), max_body_bytes=1000) as gateway,
