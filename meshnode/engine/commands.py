@@ -7,13 +7,15 @@ at; the others are always passed, so that neither `-fit` nor an `LLAMA_ARG_*` va
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 MIB = 1 << 20
 # sun_path holds 104 bytes on macOS and 108 on Linux, one of them the final zero.
 SOCKET_PATH_BYTES = 100
+# Tensors by regular expression. Models without an output matrix of their own use the embedding of the tokens.
+_OUTPUT_HEAD, _NO_TENSOR = "^(output|token_embd)", "^$"
 
 Mode = Literal["chat", "embedding", "rerank"]
 Pooling = Literal["none", "mean", "cls", "last", "rank"]
@@ -50,13 +52,42 @@ class Draft:
 
 
 @dataclass(frozen=True, slots=True)
+class NgramDraft:
+    """Guesses from the conversation itself (`--spec-type ngram-simple`), for a model without a draft model.
+
+    Where the last `match` tokens stood before, the `tokens_max` that followed there are guessed. TRAP: the engine drops
+    guesses of fewer than `match` tokens, so `tokens_max` below it would guess nothing.
+    """
+
+    match: int = 8
+    tokens_max: int = 16
+
+
+@dataclass(frozen=True, slots=True)
+class SplitOptions:
+    """Which layers are computed elsewhere: those that `tensor_split` gives to the devices of `servers`.
+
+    `servers` are rpc-servers or tunnels to them, "127.0.0.1:port", in the order of the layers; their devices come
+    before those of this machine. `reference_sha256` is the digest, in hex, under which the tunnels know the model: its
+    weights are then sent by name, "" sends their bytes. `push` lets tunnels move activations among themselves.
+    `output_on_host` keeps the output head here: it returns a vector of the vocabulary's length for each token.
+    """
+
+    servers: tuple[str, ...]
+    reference_sha256: str = ""
+    push: bool = False
+    output_on_host: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class ServerOptions:
     """A plan for one llama-server. Sizes in bytes; None leaves the choice to llama-server.
 
     `context` is the whole context in tokens, shared by `parallel` slots: each gets context/parallel, or any part
     of it with `kv_unified`. `gpu_layers` None means every layer. `devices` names devices as `--list-devices` does,
     () takes all of them and ("none",) only the processor. `prompt_cache_bytes` bounds the host prompt cache, whose
-    own default is 8 GiB; 0 turns it off. `extra` is appended unread, for what a later plan needs.
+    own default is 8 GiB; 0 turns it off. `split` spreads the layers over other machines; flash attention is on and the
+    prompt cache off then, since both would cross the network. `extra` is appended unread, for what a later plan needs.
     """
 
     model: Path
@@ -70,6 +101,7 @@ class ServerOptions:
     mmproj: Path | None = None
     mmproj_on_gpu: bool = True
     draft: Draft | None = None
+    ngram: NgramDraft | None = None
     devices: tuple[str, ...] = ()
     gpu_layers: int | None = None
     tensor_split: tuple[float, ...] = ()
@@ -83,6 +115,7 @@ class ServerOptions:
     ubatch: int | None = None
     warmup: bool = True
     log_verbosity: int = 2
+    split: SplitOptions | None = None
     extra: tuple[str, ...] = ()
 
 
@@ -90,10 +123,14 @@ def server_argv(engine_server: Path, options: ServerOptions, address: Address) -
     """The command line that runs `options` on `address`. The API key travels as LLAMA_API_KEY, never here.
 
     Raises ValueError for a plan that llama-server cannot be told: a socket path that is too long or does not end
-    in `.sock`, a context of less than a token per slot, no slot or no thread.
+    in `.sock`, a context of less than a token per slot, no slot or no thread, a split without exact counts of layers.
     """
     if options.context < options.parallel or options.parallel < 1 or options.threads < 1:
         raise ValueError(f"context {options.context}, parallel {options.parallel}, threads {options.threads}")
+    if (split := options.split) is not None:
+        if not split.servers or options.gpu_layers is None or not options.tensor_split:
+            raise ValueError("a split needs its servers, the number of layers on devices and their shares")
+        options = replace(options, flash_attention="on", prompt_cache_bytes=0)
     return [
         str(engine_server),
         *("--model", str(options.model)),
@@ -101,9 +138,10 @@ def server_argv(engine_server: Path, options: ServerOptions, address: Address) -
         *("--alias", options.alias.replace(",", "-")),
         *_listen(address),
         *_sizes(options),
+        *_split(options.split),
         *_placement(options),
         *_mode(options),
-        *_draft(options.draft),
+        *_draft(options.draft, options.ngram),
         # `fit` rewrites what was left unset; `offline` keeps a model that names another file from downloading it.
         *("-fit", "off", "--offline", "--no-slots", "--no-ui", "--metrics"),
         # The gateway sends its own pings, and no browser talks to this address.
@@ -144,6 +182,27 @@ def _sizes(options: ServerOptions) -> list[str]:
     return argv
 
 
+def _split(split: SplitOptions | None) -> list[str]:
+    if split is None:
+        return []
+    # Devices are numbered in the order in which they are met, so this comes before all flags that name some. Any
+    # override turns the pipeline of copies off, which would hold four masks a device and gains nothing over a network.
+    kept = _OUTPUT_HEAD if split.output_on_host else _NO_TENSOR
+    return ["--rpc", ",".join(split.servers), "--override-tensor", f"{kept}=CPU"]
+
+
+def split_environment(options: ServerOptions) -> dict[str, str]:
+    """What a llama-server with our patches reads about a split from its environment; empty without a split."""
+    if (split := options.split) is None:
+        return {}
+    environment = {"GGML_NO_BACKTRACE": "1"}
+    if split.push:
+        environment["GGML_RPC_TUNNEL_PUSH"] = "1"
+    if split.reference_sha256:
+        environment["GGML_RPC_TUNNEL_REF"] = split.reference_sha256
+    return environment
+
+
 def _placement(options: ServerOptions) -> list[str]:
     argv = ["--gpu-layers", "all" if options.gpu_layers is None else str(options.gpu_layers)]
     if options.devices:
@@ -163,10 +222,17 @@ def _mode(options: ServerOptions) -> list[str]:
     return argv
 
 
-def _draft(draft: Draft | None) -> list[str]:
+def _draft(draft: Draft | None, ngram: NgramDraft | None) -> list[str]:
+    """Where both are given the engine asks the conversation first, and the model where that knows nothing."""
+    # The option counts once only: several kinds are separated by commas.
+    kinds = (["ngram-simple"] if ngram else []) + (["draft-simple"] if draft else [])
+    argv = ["--spec-type", ",".join(kinds)] if kinds else []
+    if ngram is not None:
+        argv += ["--spec-ngram-simple-size-n", str(ngram.match)]
+        argv += ["--spec-ngram-simple-size-m", str(ngram.tokens_max)]
     if draft is None:
-        return []
-    argv = ["--spec-type", "draft-simple", "--spec-draft-model", str(draft.model)]
+        return argv
+    argv += ["--spec-draft-model", str(draft.model)]
     argv += ["--spec-draft-device", ",".join(draft.devices)]
     argv += ["--spec-draft-n-max", str(draft.tokens_max), "--spec-draft-n-min", str(draft.tokens_min)]
     if draft.probability_min:

@@ -12,7 +12,14 @@ from pathlib import Path
 
 from meshnode.engine import guard
 from meshnode.engine.process import Exit
-from meshnode.errors import EngineCrashed, EngineIncompatible, MeshnodeError, ModelDoesNotFit, ModelFileInvalid
+from meshnode.errors import (
+    EngineCrashed,
+    EngineIncompatible,
+    MeshnodeError,
+    ModelDoesNotFit,
+    ModelFileInvalid,
+    WorkerLost,
+)
 
 # "0.00.004.939 E srv    load_model: text" and "0.00.004.939 E llama_model_load: text"
 _PREFIX = re.compile(r"^\d+\.\d\d\.\d{3}\.\d{3} [A-Z] (?:\w+ +)?[\w()]+: ")
@@ -24,7 +31,8 @@ _QUOTING = re.compile(
 )
 _TIMED = re.compile(r"\d+\.\d\d\.\d{3}\.\d{3} [A-Z] ")
 _LAST_WORDS = re.compile(
-    r"\S+:\d+: (?:GGML_|fatal error)|GGML_|ggml_|llama_|CUDA |ROCm |HIP |terminate called|  what\(\):"
+    r"\S+:\d+: (?:GGML_|fatal error|Remote RPC|Failed to connect|RPC )"
+    r"|GGML_|ggml_|llama_|CUDA |ROCm |HIP |terminate called|  what\(\):"
 )
 _ADDRESS_TAKEN = "couldn't bind HTTP server socket"
 
@@ -46,6 +54,8 @@ _MEMORY = re.compile(
 _OTHER_FILE = re.compile(r"failed to load (draft|multimodal) model, '(.{1,300})'")
 _BAD_FLAG = re.compile(r"error: invalid argument: (\S{1,60})|error while handling argument \"(\S{1,60})\": (.{1,100})")
 _LIBRARY = re.compile(r"error while loading shared libraries: ([^:]{1,100})|Library not loaded: (.{1,100})")
+# ggml-rpc.cpp of the client: it ends the process where a connection does.
+_WORKER_GONE = re.compile(r"Remote RPC server crashed|Failed to connect to \S+:\d+|RPC handshake failed")
 _PROCESSOR = re.compile(r"CPU is too old|unsupported.*instruction", re.IGNORECASE)
 
 
@@ -76,8 +86,15 @@ def is_permanent(error: MeshnodeError) -> bool:
     return isinstance(error, ModelFileInvalid | EngineIncompatible)
 
 
+def worker_went_away(tail: Sequence[str], end: Exit) -> bool:
+    """Whether llama-server ended because an rpc-server that it uses, or the tunnel to it, was no longer there."""
+    return not end.asked and end.code != 0 and any(_WORKER_GONE.search(line) for line in tail[-20:])
+
+
 def explain_load_failure(tail: Sequence[str], end: Exit, model: Path) -> MeshnodeError:
     """The error for a llama-server that ended before it was ready; see `is_permanent`."""
+    if worker_went_away(tail, end):
+        return WorkerLost(f"the worker went away while loading {model.name}")
     text = "\n".join(tail[-60:])
     other = _OTHER_FILE.search(text)
     file = f"the {other[1]} model {other[2]}" if other else str(model)

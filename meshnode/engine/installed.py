@@ -1,12 +1,13 @@
 """Engines that are ready to use: the value that describes one, and the ones built into the cache folder.
 
-Reading only, and no process started: a node looks here each time it starts.
+Reading only: a node looks here each time it starts. `list_devices` alone starts a process, a short one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from meshnode.engine.source import Upstream
 
 MANIFEST_LIMIT_BYTES = 1 << 20
 ENGINES_LIMIT = 200
+LIST_DEVICES_TIMEOUT_S = 30
 
 Origin = Literal["built", "given", "path"]
 
@@ -145,3 +147,19 @@ def find_built(cache: Path, upstream: Upstream, backend: Backend, *, others: boo
 
 
 _CPU_OPTIONS = ("-DGGML_SSE", "-DGGML_AVX", "-DGGML_F16C", "-DGGML_FMA", "-DGGML_BMI", "-DGGML_CPU_ARM_ARCH")
+
+
+def list_devices(engine: Engine) -> str:
+    """What `llama-server --list-devices` prints. Blocks for the time of one short process.
+
+    Raises OSError or subprocess.SubprocessError.
+    """
+    done = subprocess.run(
+        [str(engine.server), "--list-devices"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=LIST_DEVICES_TIMEOUT_S,
+        check=True,
+    )
+    return done.stdout + done.stderr

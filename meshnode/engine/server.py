@@ -23,8 +23,15 @@ from typing import Any, Literal
 
 from meshnode.engine import client
 from meshnode.engine.address import AddressBook
-from meshnode.engine.commands import Address, ServerOptions, server_argv
-from meshnode.engine.diagnosis import address_was_taken, explain_load_failure, is_permanent, last_error, redact
+from meshnode.engine.commands import Address, ServerOptions, server_argv, split_environment
+from meshnode.engine.diagnosis import (
+    address_was_taken,
+    explain_load_failure,
+    is_permanent,
+    last_error,
+    redact,
+    worker_went_away,
+)
 from meshnode.engine.process import BoundedLog, Child, Exit, child_environment
 from meshnode.errors import EngineCrashed, EngineStartTimeout, MeshnodeError
 from meshnode.telemetry import LOG, ProblemBoard
@@ -137,7 +144,9 @@ class LlamaServer:
     async def start(self) -> None:
         """Start llama-server and return when it can answer; afterwards it is restarted whenever it ends.
 
-        Raises ModelFileInvalid, ModelDoesNotFit, EngineIncompatible or EngineCrashed when it ended instead, and
+        With `split` it is not restarted: its workers are part of a plan, so it becomes "failed", and whoever made the
+        plan makes another. Raises ModelFileInvalid, ModelDoesNotFit, EngineIncompatible, WorkerLost (`split`: a worker
+        is not there) or EngineCrashed when it ended instead, and
         EngineStartTimeout when it did not become ready in time. Nothing runs then, nor after a cancellation.
         """
         assert self._supervisor is None, "start() is called once"
@@ -186,9 +195,14 @@ class LlamaServer:
         crashes = 0
         while self._child is not None:
             ready_at = time.monotonic()
-            reason = (await self._child.wait()).words
+            end = await self._child.wait()
+            reason = end.words
             if said := last_error(self.log.tail()):
                 reason = f"{reason}: {said}"
+            if self.options.split is not None:
+                lost = worker_went_away(self.log.tail(), end)
+                await self._end_split("the worker went away" if lost else reason)
+                return
             stable = time.monotonic() - ready_at >= self._parts.policy.stable_s
             crashes = 1 if stable else crashes + 1
             while await self._pause(crashes, reason):
@@ -220,6 +234,11 @@ class LlamaServer:
         self._change("restarting", restarts=self._snapshot.restarts + 1)
         return True
 
+    async def _end_split(self, reason: str) -> None:
+        _log(logging.WARNING, "engine of a split ended", self.options.alias, reason=reason)
+        self._change("failed", detail=reason, **_NOWHERE)
+        await self._discard_child(0)
+
     def _give_up_on(self, error: MeshnodeError) -> None:
         """The model of a restart cannot be loaded any more (removed, damaged): another try would change nothing."""
         alias, problems = self.options.alias, self._parts.problems
@@ -250,7 +269,8 @@ class LlamaServer:
     async def _spawn(self) -> Child:
         self._address = address = self._book.fresh()
         self.api_key = secrets.token_urlsafe(32)
-        env = child_environment(self._parts.environ, {"LLAMA_API_KEY": self.api_key})
+        extra = {"LLAMA_API_KEY": self.api_key, **split_environment(self.options)}
+        env = child_environment(self._parts.environ, extra)
         argv = server_argv(self._parts.binary, self.options, address)
         # A log of its own for each start, so that an old crash is not taken for the reason of a new one.
         self.log = BoundedLog(self._parts.log_file, redact=self._kept)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.engine.commands import Address, Draft, ServerOptions, plan_threads, server_argv
+from meshnode.engine.commands import Address, Draft, NgramDraft, ServerOptions, plan_threads, server_argv
 
 BINARY = Path("/engine/llama-server")
 PLAIN = ServerOptions(Path("/m/model.gguf"), "model", context=8192, parallel=2, threads=3)
@@ -56,6 +56,17 @@ def test_a_full_plan() -> None:
     assert {flag: value(argv, flag) for flag in expected} == expected
     assert {"--kv-unified", "--no-mmproj-offload", "--no-warmup"} <= set(argv)
     assert argv[-2:] == ["--ctx-checkpoints", "0"]
+
+
+def test_guesses_from_the_conversation() -> None:
+    ngram = NgramDraft(match=8, tokens_max=12)
+    argv = server_argv(BINARY, replace(PLAIN, ngram=ngram), SOCKET)
+    assert value(argv, "--spec-type") == "ngram-simple"
+    assert value(argv, "--spec-ngram-simple-size-n") == "8"
+    assert value(argv, "--spec-ngram-simple-size-m") == "12"
+    assert "--spec-draft-n-max" not in argv
+    both = server_argv(BINARY, replace(PLAIN, ngram=ngram, draft=Draft(Path("/m/d.gguf"))), SOCKET)
+    assert both.count("--spec-type") == 1 and value(both, "--spec-type") == "ngram-simple,draft-simple"
 
 
 def test_a_draft_never_spreads_over_the_devices_of_the_target() -> None:

@@ -21,6 +21,7 @@ WATCHED = [
     "meshnode.mesh.tunnel_request",
     "meshnode.mesh.control",
     "meshnode.discovery.pairing",
+    "meshnode.models.manifest",
 ]
 
 

@@ -19,11 +19,14 @@ from meshnode.discovery.pairing import PairingRefused, parse_code
 from meshnode.identity import Identity, verify
 from meshnode.mesh.control import datagram_of, message_in
 from meshnode.mesh.tunnel_request import END_OF_HEAD, Refusal, judge
-from meshnode.wire import certificates, invites, statements
+from meshnode.models import manifest as manifests
+from meshnode.rpc.codec import Unpacker
+from meshnode.wire import certificates, ggml_rpc, invites, statements, weights
 from meshnode.wire.address import Address
 from meshnode.wire.frames import HEADER_BYTES, FrameReader, decode_stream_header, encode_frame, encode_stream_header
 from meshnode.wire.messages import decode_message, encode_message, message_id
-from meshnode.wire.registry import LIMIT_FRAME_BYTES, Close, Role
+from meshnode.wire.registry import LIMIT_FRAME_BYTES, BulkKind, Close, Role
+from meshnode.wire.tunnel_blocks import BlockReader, PushReader, push_head
 from meshnode.wire.values import WireError, decode, encode
 
 MESH = Identity(Ed25519PrivateKey.from_private_bytes(b"\1" * 32)).node_id
@@ -185,6 +188,95 @@ def pairing_code(data: bytes) -> None:
     assert parse_code(str(code)) == code
 
 
+def rpc_requests(data: bytes) -> None:
+    """The first byte says which commands are treated, the second how the rest is cut; neither loses a byte."""
+    treated = [each for each in ggml_rpc.Command if data[:1] and data[0] >> each % 8 & 1]
+    size, rest = 1 + data[1] if len(data) > 1 else 1, data[2:]
+    cutter, whole = ggml_rpc.RequestCutter(treated), ggml_rpc.RequestCutter(treated)
+    cuts = [cut for at in range(0, len(rest), size) for cut in cutter.feed(rest[at : at + size])]
+    expected = whole.feed(rest)
+    joined = b"".join(piece for _, piece in cuts)
+    assert rest.startswith(joined) and b"".join(piece for _, piece in expected) == joined
+    assert cutter.frames == whole.frames
+    for kind, frame in cuts:
+        if kind < 0:
+            continue
+        ggml_rpc.reply_size_of(kind, frame)
+        if kind == ggml_rpc.Command.GET_ALLOC_SIZE:
+            ggml_rpc.allocation_key(frame)
+            ggml_rpc.plain_size_of(frame)
+        elif kind == ggml_rpc.Command.TUNNEL_PUSH:
+            number, place, _, get = ggml_rpc.push_of(frame)
+            assert ggml_rpc.push(number, place, get) == frame
+        elif kind == ggml_rpc.Command.TUNNEL_RECV:
+            assert ggml_rpc.receive(*ggml_rpc.receive_of(frame)) == frame
+        elif kind == ggml_rpc.Command.TUNNEL_REF:
+            assert ggml_rpc.reference(*ggml_rpc.reference_of(frame)) == frame
+
+
+def rpc_replies(data: bytes) -> None:
+    """The first byte says how the rest is cut; one reply of each size up to 31 is expected, again and again."""
+    size, rest = 1 + data[0] if data else 1, data[1:]
+    cutter: ggml_rpc.ReplyCutter[int] = ggml_rpc.ReplyCutter()
+    for number in range(len(rest)):
+        cutter.expect(number, number % 32)
+    found = [each for at in range(0, len(rest), size) for each in cutter.feed(rest[at : at + size])]
+    assert rest.startswith(b"".join(piece for _, piece, _ in found))
+    assert [number for number, _, last in found if last] == list(range(len(rest) - len(cutter)))
+
+
+def tunnel_blocks(data: bytes) -> None:
+    """The first byte says how the rest is cut into pieces: the pieces make no difference."""
+    size, rest = 1 + data[0] if data else 1, data[1:]
+    pieces, whole = BlockReader(), BlockReader()
+    found = [block for at in range(0, len(rest), size) for block in pieces.feed(rest[at : at + size])]
+    assert whole.feed(rest) == found
+    assert pieces.waiting_bytes == whole.waiting_bytes
+
+
+def tunnel_packed(data: bytes) -> None:
+    """Bodies of packed blocks, each after two bytes of length."""
+    unpacker = Unpacker()
+    while data:
+        size = int.from_bytes(data[:2], "big")
+        body, data = data[2 : 2 + size], data[2 + size :]
+        if len(body) < 5:
+            raise WireError("too short for a block")
+        assert len(unpacker.unpack(body)) <= Unpacker.plain_bytes(body)
+
+
+def tunnel_pushes(data: bytes) -> None:
+    """The first byte says how the rest is cut into pieces: the pieces make no difference."""
+    size, rest = 1 + data[0] if data else 1, data[1:]
+    pieces, whole = PushReader(), PushReader()
+    found = [push for at in range(0, len(rest), size) for push in pieces.feed(rest[at : at + size])]
+    assert whole.feed(rest) == found
+    again = b"".join(push_head(number, flags, len(body)) + body for number, flags, body in found)
+    assert rest.startswith(again) and whole.is_between == (rest == again)
+
+
+def manifest(data: bytes) -> None:
+    """What is accepted has one form, and its chunks are its files, byte for byte."""
+    try:
+        found = manifests.decode(data)
+    except manifests.ManifestInvalid as reason:
+        raise WireError(str(reason)) from None
+    assert manifests.encode(found) == data
+    ends = [0] * len(found.files)
+    for chunk in map(found.chunk, range(found.chunk_count)):
+        assert chunk.position == ends[chunk.file] and 0 < chunk.size_bytes <= manifests.CHUNK_BYTES
+        ends[chunk.file] += chunk.size_bytes
+    assert ends == [file.size_bytes for file in found.files]
+
+
+def bulk_opening(data: bytes) -> None:
+    """The header of a stream that asks for weights."""
+    found = weights.read_header(data)
+    kind = BulkKind(found.kind)
+    again = weights.open_header(kind, model=found.model, manifest=found.manifest, chunks=found.chunks)
+    assert weights.read_header(again) == found
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     target.__name__: target
     for target in (
@@ -201,6 +293,13 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         membership,
         http_head,
         pairing_code,
+        rpc_requests,
+        rpc_replies,
+        tunnel_blocks,
+        tunnel_packed,
+        tunnel_pushes,
+        manifest,
+        bulk_opening,
     )
 }
 
