@@ -20,7 +20,7 @@ from meshnode.wire.address import Address
 from meshnode.wire.messages import Subscribe, View
 from meshnode.wire.registry import Role
 from meshnode.wire.signed import Verify
-from meshnode.wire.statements import Device, Identity, Offer, Statement, Wish
+from meshnode.wire.statements import Dynamic, Identity, Statement, Wish
 from meshnode.wire.values import WireError
 
 FEWEST_ACCESS_NODES = 2
@@ -139,7 +139,7 @@ class ClientPart:
     def identify(self, identity: Identity) -> None:
         """A client is known only to those it talks to."""
 
-    def publish(self, devices: Sequence[Device], models: Sequence[Offer]) -> None:
+    def publish(self, has: Dynamic) -> None:
         """A client has nothing to offer."""
 
     def publish_demand(self, wishes: Sequence[Wish]) -> None:

@@ -33,7 +33,7 @@ from meshnode.wire import messages
 from meshnode.wire.address import Address
 from meshnode.wire.messages import PeerEntry, Subscribe, View
 from meshnode.wire.registry import Close, Role, StatementKind
-from meshnode.wire.statements import Demand, Device, Dynamic, Identity, Offer, Wish
+from meshnode.wire.statements import Demand, Dynamic, Identity, Wish
 from meshnode.wire.values import WireError
 
 GOSSIP = frozenset(
@@ -140,9 +140,9 @@ class MemberPart:
         """Who this node is, or what of that is new."""
         self._driver.handle(Publish(identity))
 
-    def publish(self, devices: Sequence[Device], models: Sequence[Offer]) -> None:
+    def publish(self, has: Dynamic) -> None:
         """What this node has; the machine adds its monitors, its coordinate and its neighbours."""
-        self._driver.handle(Publish(Dynamic(devices=tuple(devices), models=tuple(models))))
+        self._driver.handle(Publish(has))
 
     def publish_demand(self, wishes: Sequence[Wish]) -> None:
         """What is asked for at this node."""

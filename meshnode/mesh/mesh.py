@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from time import monotonic
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from meshnode.mesh.presence import Presence
 from meshnode.mesh.reach import Reach
 from meshnode.mesh.sessions import Peer, Sessions
 from meshnode.mesh.stranger import visit
-from meshnode.mesh.streams import StreamDispatch
+from meshnode.mesh.streams import StreamDispatch, StreamHandler
 from meshnode.mesh.taking_part import make_part
 from meshnode.mesh.tunnel import Answer, TunnelServer, open_tunnel
 from meshnode.mesh.upkeep import Upkeep
@@ -36,9 +36,10 @@ from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
 from meshnode.wire.address import Address
+from meshnode.wire.frames import encode_stream_header
 from meshnode.wire.invites import Invite
 from meshnode.wire.registry import CLOSE_TEXTS, Close, Role, StreamType
-from meshnode.wire.statements import Device, Offer, Wish
+from meshnode.wire.statements import Dynamic, Wish
 
 State = Literal["joining", "alone", "joined"]
 PairStream = Callable[[MeshStream, bytes], Awaitable[None]]
@@ -65,6 +66,7 @@ class Mesh:
         limits: MeshLimits,
         tunnel: TunnelServer,
         pair: PairStream | None,
+        handlers: Mapping[StreamType, StreamHandler],
         changed: Callable[[], None],
         counters: Counter[str],
     ) -> None:
@@ -93,6 +95,7 @@ class Mesh:
                 StreamType.CONTROL: self._sessions.control_opened,
                 StreamType.HTTP: self._serve_http,
                 **({StreamType.PAIR: self._serve_pairing} if pair is not None else {}),
+                **handlers,
             },
             admission=self._sessions.admitted,
             offend=self._sessions.offend,
@@ -125,18 +128,19 @@ class Mesh:
         admitted: Collection[tuple[str, str]],
         changed: Callable[[], None] = lambda: None,
         pair: PairStream | None = None,
+        handlers: Mapping[StreamType, StreamHandler] | None = None,
         limits: MeshLimits | None = None,
     ) -> Mesh:
         """Open the port, and return to the mesh of the vault, if it has one.
 
         `answer` serves the HTTP requests of peers, of which only the (method, path) in `admitted` reach it. `changed`
-        is called from the loop when members, links or addresses have changed. Raises PortInUse, StateError,
-        NetworkError.
+        is called from the loop when members, links or addresses have changed. `handlers` serve further types of
+        streams, which peers may open in the roles that the registry names. Raises PortInUse, StateError, NetworkError.
         """
         bounds = limits or MeshLimits()
         counters: Counter[str] = Counter()
         tunnel = TunnelServer(answer, admitted=admitted, limits=bounds.tunnel, counters=counters)
-        mesh = cls(vault, identity, role, options, bounds, tunnel, pair, changed, counters)
+        mesh = cls(vault, identity, role, options, bounds, tunnel, pair, handlers or {}, changed, counters)
         mesh._endpoint = mesh._reach.endpoint = await Endpoint.open(
             identity, mesh, host=options.host, port=options.port, options=bounds.endpoint
         )
@@ -263,10 +267,10 @@ class Mesh:
         traffic = dataclasses.asdict(self._endpoint.counters)
         return {**traffic, **self._counters, "http_running": self._tunnel.running, "links": len(self._sessions.peers)}
 
-    def publish(self, *, devices: Sequence[Device], models: Sequence[Offer]) -> None:
-        """What this node has and serves."""
+    def publish(self, has: Dynamic) -> None:
+        """What this node has and serves. Where it is and who watches it is added."""
         if self._part is not None:
-            self._part.publish(devices, models)
+            self._part.publish(has)
 
     def publish_demand(self, wishes: Sequence[Wish]) -> None:
         """What is asked for at this node."""
@@ -301,6 +305,16 @@ class Mesh:
             return open_tunnel(found.link)
 
         return connect
+
+    async def open_stream(self, peer: bytes, kind: StreamType, header: bytes, *, priority: int = 0) -> MeshStream:
+        """A stream of another type to a peer, its header written, dialling the peer if there is no link.
+
+        Raises PeerUnreachable, PeerRefused, LinkLost.
+        """
+        found = await self._reach.session(peer, timeout_s=TUNNEL_DIAL_S)
+        stream = found.link.open_stream(priority=priority)
+        stream.write(encode_stream_header(kind, header))
+        return stream
 
     async def ping(self, peer: bytes, count: int) -> list[float]:
         """Round trips to a peer in seconds, dialling it if need be. Raises PeerUnreachable, PeerRefused."""

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from meshnode.core.effects import MembershipSnapshot
 from meshnode.mesh.sessions import Peer
 from meshnode.wire.address import Address
-from meshnode.wire.statements import Device, Identity, Offer, Wish
+from meshnode.wire.statements import Dynamic, Identity, Wish
 
 
 class Part(Protocol):
@@ -32,7 +32,7 @@ class Part(Protocol):
     def identify(self, identity: Identity) -> None:
         """Who this node is, or what of that is new."""
 
-    def publish(self, devices: Sequence[Device], models: Sequence[Offer]) -> None:
+    def publish(self, has: Dynamic) -> None:
         """What this node has."""
 
     def publish_demand(self, wishes: Sequence[Wish]) -> None:

@@ -28,11 +28,9 @@ def content_sha256(file: Path, notes: Path, stopped: Callable[[], bool] = lambda
     Raises OSError for a file that cannot be read, DigestStopped when `stopped` says so. Notes that cannot be kept or
     are damaged only cost the time.
     """
-    status = file.stat()
-    key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
-    known = _load(notes)
-    if key in known:
-        return known[key]
+    key = note_key(file)
+    if known := noted(notes, key):
+        return known
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(READ_BYTES))
     with file.open("rb", buffering=0) as opened:
@@ -41,11 +39,27 @@ def content_sha256(file: Path, notes: Path, stopped: Callable[[], bool] = lambda
             if stopped():
                 raise DigestStopped
     found = digest.hexdigest()
+    note(notes, key, found)
+    return found
+
+
+def note_key(file: Path) -> str:
+    """What a file is known by: its path, size and time of change. Raises OSError."""
+    status = file.stat()
+    return f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
+
+
+def noted(notes: Path, key: str) -> str:
+    """The hash that was noted under `key`; "" when there is none."""
+    return _load(notes).get(key, "")
+
+
+def note(notes: Path, key: str, found: str) -> None:
+    """Keep a hash of 64 hex digits. Notes that cannot be kept only cost the time."""
     kept = {**dict(list(_load(notes).items())[-MAX_KEPT + 1 :]), key: found}
     with contextlib.suppress(OSError):
         notes.parent.mkdir(parents=True, exist_ok=True)
         write_durably(notes, json.dumps(kept))
-    return found
 
 
 def _load(notes: Path) -> dict[str, str]:

@@ -9,6 +9,7 @@ from meshnode.mesh.vault import Vault
 from meshnode.wire import messages, statements
 from meshnode.wire.messages import View
 from meshnode.wire.registry import Close, Role
+from meshnode.wire.statements import Dynamic
 from tests.mesh.neighbourhood import Neighbourhood, Resident, offer
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +19,7 @@ async def served(town: Neighbourhood, hosts: int) -> tuple[list[Resident], Resid
     """Members that each serve a model, and a client that sees them all."""
     members = await town.members(hosts)
     for number, member in enumerate(members):
-        member.mesh.publish(devices=(), models=(offer(f"model-{number}"),))
+        member.mesh.publish(Dynamic(models=(offer(f"model-{number}"),)))
     client = await town.joined(members[0], Role.CLIENT)
     for number, member in enumerate(members):
         await client.until(lambda member=member, n=number: client.models_of(member) == [f"model-{n}"])
@@ -38,7 +39,7 @@ async def test_a_client_sees_the_hosts_and_asks_them_all(town: Neighbourhood) ->
 
 async def test_news_reach_a_client(town: Neighbourhood) -> None:
     members, client = await served(town, 2)
-    members[1].mesh.publish(devices=(), models=(offer("another"),))
+    members[1].mesh.publish(Dynamic(models=(offer("another"),)))
     await client.until(lambda: client.models_of(members[1]) == ["another"])
 
 
@@ -98,7 +99,7 @@ async def test_a_client_takes_only_views(town: Neighbourhood) -> None:
 async def test_a_client_has_nothing_to_say(town: Neighbourhood) -> None:
     founder = await town.founder()
     client = await town.joined(founder, Role.CLIENT)
-    client.mesh.publish(devices=(), models=(offer("a"),))
+    client.mesh.publish(Dynamic(models=(offer("a"),)))
     client.mesh.publish_demand(())
     await client.mesh.leave()
     await founder.until(lambda: founder.mesh._sessions.get(client.id) is None)
@@ -132,7 +133,7 @@ async def test_a_host_that_comes_back_is_offered_again_at_once(town: Neighbourho
     members[1].vault = Vault(members[1].home / "mesh", members[1].identity)
     await members[1].start(port)
     back_at = monotonic()
-    members[1].mesh.publish(devices=(), models=(offer("again"),))
+    members[1].mesh.publish(Dynamic(models=(offer("again"),)))
     await client.until(lambda: client.models_of(members[1]) == ["again"] and client.sees(members[1]).reachable)  # type: ignore[union-attr]
     assert monotonic() - back_at < 5.0
     assert await client.ask(members[1]) == (200, b"member1:hello")
@@ -148,7 +149,7 @@ async def test_a_new_link_to_an_access_node_is_watched_and_brings_views(town: Ne
     assert new.link._watch.is_running
     await client.until(lambda: members[1].id in client.mesh._part._view.access_nodes)  # type: ignore[union-attr]
     await client.until(lambda: not old.link.alive)
-    members[1].mesh.publish(devices=(), models=(offer("news"),))
+    members[1].mesh.publish(Dynamic(models=(offer("news"),)))
     await client.until(lambda: client.models_of(members[1]) == ["news"])
 
 

@@ -10,7 +10,7 @@ from meshnode.mesh.member import MemberPart
 from meshnode.wire.address import Address
 from meshnode.wire.messages import IHave, Measured, Probe, Renewed, Subscribe, View
 from meshnode.wire.registry import Close, Role
-from meshnode.wire.statements import Wish
+from meshnode.wire.statements import Dynamic, Wish
 from tests.mesh.neighbourhood import Neighbourhood, Resident, offer
 from tests.mesh.rogue import Rogue
 
@@ -26,7 +26,7 @@ def part_of(resident: Resident) -> MemberPart:
 async def test_what_one_publishes_all_see(town: Neighbourhood) -> None:
     one, two, three = await town.members(3)
     for number in range(3):
-        one.mesh.publish(devices=(), models=(offer(f"model-{number}"),))
+        one.mesh.publish(Dynamic(models=(offer(f"model-{number}"),)))
         one.mesh.publish_demand((Wish("a", number),))
     for other in (two, three):
         await other.until(lambda other=other: other.models_of(one) == ["model-2"])
@@ -103,7 +103,7 @@ async def test_an_incarnation_is_written(town: Neighbourhood) -> None:
 
 async def test_clients_are_shown_the_mesh_and_forgotten_when_they_go(town: Neighbourhood) -> None:
     one, two = await town.members(2)
-    two.mesh.publish(devices=(), models=(offer("a"),))
+    two.mesh.publish(Dynamic(models=(offer("a"),)))
     await one.until(lambda: one.models_of(two) == ["a"])
     part = part_of(one)
     async with Rogue(town.resident(Role.CLIENT)) as rogue:

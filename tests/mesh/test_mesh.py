@@ -12,7 +12,7 @@ from meshnode.net.stream import MeshStream
 from meshnode.wire.address import Address
 from meshnode.wire.invites import Invite
 from meshnode.wire.registry import Close, Role
-from meshnode.wire.statements import Wish
+from meshnode.wire.statements import Dynamic, Wish
 from tests.mesh.neighbourhood import Neighbourhood, offer, slowly
 from tests.mesh.rogue import Rogue
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.anyio
 async def test_two_nodes_join_and_answer_each_other(town: Neighbourhood) -> None:
     one, two = await town.members(2)
     assert one.mesh.state == two.mesh.state == "joined"
-    one.mesh.publish(devices=(), models=(offer("a"),))
-    two.mesh.publish(devices=(), models=(offer("b"),))
+    one.mesh.publish(Dynamic(models=(offer("a"),)))
+    two.mesh.publish(Dynamic(models=(offer("b"),)))
     two.mesh.publish_demand((Wish("a", 5000),))
     await two.until(lambda: two.models_of(one) == ["a"])
     await one.until(lambda: one.models_of(two) == ["b"])
@@ -42,7 +42,7 @@ async def test_two_nodes_join_and_answer_each_other(town: Neighbourhood) -> None
 async def test_five_nodes_find_each_other(town: Neighbourhood) -> None:
     everybody = await town.members(5)
     for number, resident in enumerate(everybody):
-        resident.mesh.publish(devices=(), models=(offer(f"model-{number}"),))
+        resident.mesh.publish(Dynamic(models=(offer(f"model-{number}"),)))
     for one in everybody:
         for number, other in enumerate(everybody):
             if one is not other:
@@ -57,7 +57,7 @@ async def test_a_node_alone(town: Neighbourhood) -> None:
     assert founder.mesh.address_of(b"x" * 32) is None
     stranger = await town.resident().start()
     assert (stranger.mesh.state, dict(stranger.mesh.members().members)) == ("alone", {})
-    stranger.mesh.publish(devices=(), models=())
+    stranger.mesh.publish(Dynamic(models=()))
     with pytest.raises(NotInMesh):
         await stranger.mesh.enter()
     with pytest.raises(PeerUnreachable):

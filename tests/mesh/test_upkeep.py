@@ -4,6 +4,7 @@ import pytest
 
 from meshnode.mesh.upkeep import IDLE_S, Upkeep
 from meshnode.wire.registry import LIMIT_CERTIFICATE_TTL_S, Role
+from meshnode.wire.statements import Dynamic
 from tests.mesh.neighbourhood import Neighbourhood, Resident, offer
 
 pytestmark = pytest.mark.anyio
@@ -47,7 +48,7 @@ async def test_new_addresses_are_told(town: Neighbourhood) -> None:
 async def test_a_link_that_a_client_made_for_one_request_ends_when_it_is_idle(town: Neighbourhood) -> None:
     members = await town.members(5)
     for member in members:
-        member.mesh.publish(devices=(), models=(offer(member.name),))  # a View names only a few that serve nothing
+        member.mesh.publish(Dynamic(models=(offer(member.name),)))  # a View names only a few that serve nothing
     client = await town.joined(members[0], Role.CLIENT)
     for member in members:
         await client.until(lambda member=member: client.sees(member))
