@@ -30,11 +30,6 @@ check:
     {{python}} -m mypy
     {{python}} -m pytest -q tests/test_architecture.py
 
-# the figures of bench/README.md but those of long simulations (50 minutes on an idle machine); `just bench --quick` for a short look
+# the figures of bench/README.md but those of long simulations (an hour on an idle machine); `just bench split` for one
 bench *OPTIONS:
-    {{python}} -m bench.startup {{OPTIONS}}
-    {{python}} -m bench.gateway {{OPTIONS}}
-    {{python}} -m bench.transport {{OPTIONS}}
-    {{python}} -m bench.mesh {{OPTIONS}}
-    {{python}} -m bench.compare_litellm {{OPTIONS}}
-    {{python}} -m bench.report {{OPTIONS}}
+    {{python}} -m bench {{OPTIONS}}

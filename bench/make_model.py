@@ -2,10 +2,12 @@
 
     python bench/make_model.py /tmp/one.gguf --size-gb 1
     python bench/make_model.py /tmp/four.gguf --size-gb 4 --layers 32 --type Q4_0
+    python bench/make_model.py /tmp/planned.gguf --size-gb 70 --layers 80 --hollow
 
 The file is a function of the options alone. Weights go to disk in pieces as they are made; their scale keeps the
 numbers of a forward pass near one, so that an engine computes what it would with a real model. Tokenizer and chat
-template are those of the demo model, so llama-server serves the result. Needs gguf and numpy.
+template are those of the demo model, so llama-server serves the result. A hollow file has a hole where its weights
+would be: it takes next to no room and serves for what reads only headers. Needs gguf and numpy.
 """
 
 from __future__ import annotations
@@ -158,6 +160,7 @@ def write_model(
     vocabulary: int | None = None,
     architecture: str = "llama",
     seed: int = 1,
+    hollow: bool = False,
     tokenizer: Path = TOKENIZER,
 ) -> Shape:
     """Write a model whose weights take about `size_bytes`; the file appears under its name when it is complete.
@@ -172,7 +175,7 @@ def write_model(
     shape = plan_shape(size_bytes, layers=layers, kind=kind, vocabulary=vocabulary or known)
     plans = plan_tensors(shape, architecture=architecture, kind=kind)
     free = shutil.disk_usage(path.absolute().parent).free
-    if free < size_bytes * 1.05:
+    if free < size_bytes * 1.05 and not hollow:
         raise OSError(f"{path}: {size_bytes:,} bytes are wanted and {free:,} are free")
     partial = path.with_name(f"{path.name}.partial")
     writer = gguf.GGUFWriter(partial, architecture)
@@ -185,7 +188,10 @@ def write_model(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         assert writer.fout is not None
-        _write_tensors(writer.fout[0], plans, seed, writer.data_alignment)
+        if hollow:
+            _leave_hole(writer.fout[0], plans, writer.data_alignment)
+        else:
+            _write_tensors(writer.fout[0], plans, seed, writer.data_alignment)
         os.fsync(writer.fout[0].fileno())
         writer.close()
         partial.replace(path)
@@ -202,6 +208,12 @@ def _write_tensors(file: IO[bytes], plans: list[TensorPlan], seed: int, alignmen
             file.write(piece)
         file.write(bytes(-plan.n_bytes % alignment))
     file.flush()
+
+
+def _leave_hole(file: IO[bytes], plans: list[TensorPlan], alignment: int) -> None:
+    file.write(bytes(-file.tell() % alignment))
+    file.flush()
+    file.truncate(file.tell() + sum(plan.n_bytes + -plan.n_bytes % alignment for plan in plans))
 
 
 def _announce(writer: gguf.GGUFWriter, plan: TensorPlan) -> None:
@@ -259,6 +271,7 @@ def main() -> None:
     parser.add_argument("--vocab", dest="vocabulary", type=int, help="tokens; those beyond the tokenizer's are unused")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="llama")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--hollow", action="store_true", help="no weights, only a hole of their size")
     options = vars(parser.parse_args())
     path, size_bytes = options.pop("path"), int(options.pop("size_gb") * 1e9)
     begun = time.monotonic()

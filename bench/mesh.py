@@ -11,11 +11,9 @@ called directly beside it, alternating, as in bench.gateway. bench/README.md des
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -94,11 +92,7 @@ def joined(founder: BenchNode, *options: str) -> BenchNode:
 
 def _invite(node: BenchNode) -> str:
     """A fresh invite, as each has only a few uses."""
-    token = json.loads(Path(node.environment["MESHNODE_HOME"], "runtime.json").read_text())["token"]
-    headers = {"content-type": "application/json", "x-meshnode-token": token}
-    request = urllib.request.Request(f"{node.ready['console']}/api/invite", b"{}", headers)
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return str(json.load(answer)["token"])
+    return str(node.control("invite", {})["token"])
 
 
 def until_hosts(node: BenchNode, count: int) -> None:
@@ -111,9 +105,7 @@ def until_hosts(node: BenchNode, count: int) -> None:
 
 
 def _ready_hosts(node: BenchNode) -> int:
-    with urllib.request.urlopen(f"{node.ready['api']}/models", timeout=30) as answer:
-        models = json.load(answer)["data"]
-    return sum(host["state"] == "ready" for model in models[:1] for host in model["meshnode"]["hosts"])
+    return sum(host["state"] == "ready" for model in node.models()[:1] for host in model["meshnode"]["hosts"])
 
 
 def _port(node: BenchNode) -> int:

@@ -16,6 +16,8 @@ import tempfile
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -36,12 +38,21 @@ class BenchNode:
     start.
 
     With `loopback` its llama-server listens on a loopback port instead of a Unix socket, for programs that know
-    no Unix sockets: the node does so where paths are too long for a socket.
+    no Unix sockets: the node does so where paths are too long for a socket. `within` is entered for all that is done to
+    it, for a machine of its own (bench/place.py); `environment` is added to its own.
     """
 
-    def __init__(self, model: str | None, *options: str, loopback: bool = False) -> None:
+    def __init__(
+        self,
+        model: str | None,
+        *options: str,
+        loopback: bool = False,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._model = model
         self._options = options
+        self._within = within
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")
         home = Path(self._folder.name)
         if loopback:
@@ -56,21 +67,23 @@ class BenchNode:
             "MESHNODE_BIND_PORT": "0",
             "MESHNODE_LAN": "off",
             **({"TMPDIR": str(home / "tmp")} if loopback else {}),
+            **(environment or {}),
         }
         self.ready: dict[str, Any] = {}
         self.ready_s = 0.0
 
     def __enter__(self) -> Self:
         begun = time.monotonic()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "meshnode", "--json", "--port", "0", "--console", "0"]
-            + ([] if self._model is None else ["--model", self._model])
-            + list(self._options),
-            cwd=ROOT,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        with self._within():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "meshnode", "--json", "--port", "0", "--console", "0"]
+                + ([] if self._model is None else ["--model", self._model])
+                + list(self._options),
+                cwd=ROOT,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
         assert self._process.stdout is not None
         timer = threading.Timer(START_LIMIT_S, self._process.kill)
         timer.start()
@@ -97,8 +110,21 @@ class BenchNode:
 
     def status(self) -> dict[str, Any]:
         """What /api/status says now."""
-        with urllib.request.urlopen(f"{self.ready['console']}/api/status", timeout=30) as answer:
+        return self.control("status")
+
+    def control(self, path: str, body: Mapping[str, object] | None = None, timeout_s: float = 300) -> dict[str, Any]:
+        """Ask the control API: /api/PATH, with a body as a person who may change things. Raises urllib's errors."""
+        token = json.loads(Path(self.environment["MESHNODE_HOME"], "runtime.json").read_text())["token"]
+        headers = {"content-type": "application/json", "x-meshnode-token": token}
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{self.ready['console']}/api/{path}", data, headers)
+        with self._within(), urllib.request.urlopen(request, timeout=timeout_s) as answer:
             return dict(json.load(answer))
+
+    def models(self) -> list[dict[str, Any]]:
+        """What /v1/models lists."""
+        with self._within(), urllib.request.urlopen(f"{self.ready['api']}/models", timeout=30) as answer:
+            return list(json.load(answer)["data"])
 
     @property
     def process(self) -> psutil.Process:

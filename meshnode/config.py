@@ -41,6 +41,15 @@ def _texts(value: object) -> tuple[str, ...]:
     return tuple(_text(item) for item in items if item != "")
 
 
+def _counts(value: object) -> tuple[int, ...]:
+    """Whole numbers; in text they are separated by commas."""
+    parts = value if isinstance(value, list | tuple) else (value,)
+    items = [item.strip() for part in parts for item in str(part).split(",")]
+    if not all(item.isascii() and item.isdigit() and len(item) < 6 for item in items):
+        raise ValueError("expected whole numbers separated by commas")
+    return tuple(int(item) for item in items)
+
+
 def _flag(value: object) -> bool:
     words = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
     if isinstance(value, bool):
@@ -164,11 +173,24 @@ class Settings:
     api_key: str | None = _setting(None, _text, "key that API callers must send", secret=True, flag=False)
     allowed_hosts: tuple[str, ...] = _setting((), _texts, "further names under which callers may address this node")
     allowed_origins: tuple[str, ...] = _setting((), _texts, "web pages (scheme://host:port) that may call the API")
-    max_vram: int | None = _setting(None, _memory, "use no more than this much memory of each GPU (GB)")
+    max_vram: int | None = _setting(
+        None, _memory, "use no more than this much GPU memory (GB); of main memory where there is no GPU"
+    )
     device: tuple[str, ...] = _setting((), _texts, "use only these devices (names as in `meshnode doctor`)")
     ctx_size: int | None = _setting(None, _whole(256, 16 << 20), "context length of one conversation, in tokens")
     parallel: int | None = _setting(None, _whole(1, 64), "how many requests one model answers at the same time")
     kv_type: str | None = _setting(None, _one_of(*KV_TYPES), "number format of the context memory")
+    split: bool = _setting(False, _flag, "spread the model over several machines even where one could hold it")
+    tensor_split: tuple[int, ...] = _setting(
+        (), _counts, "layers for each device of a split, in the order of `meshnode plan`, such as 12,20"
+    )
+    half_activations: bool = _setting(False, _flag, "send what passes between the machines of a split as f16")
+    lend: bool = _setting(True, _flag, "hold layers for models that other members host (this option: do not)")
+    standby: bool = _setting(
+        True, _flag, "without --model: load what the mesh asks for and nobody serves (this option: do not)"
+    )
+    share: bool = _setting(True, _flag, "give model files to other members of the mesh (this option: do not)")
+    max_disk: int | None = _setting(None, _memory, "keep no more than this of model files fetched from peers (GB)")
     draft: str | None = _setting(None, _text, "small model that guesses ahead for the served one")
     no_draft: bool = _setting(False, _flag, "do not use a draft model, even where the catalog names one")
     threads: int | None = _setting(None, _whole(1, 1024), "processor threads of the engine")
@@ -315,6 +337,8 @@ def _check_together(settings: Settings) -> None:
     for name in ("client", "join"):
         if settings.solo and getattr(settings, name):
             raise SettingsError(f"--solo and --{name} exclude each other")
+    if settings.solo and settings.split:
+        raise SettingsError("--solo and --split exclude each other")
     if settings.draft and settings.no_draft:
         raise SettingsError("--draft and --no-draft exclude each other")
     if settings.port and settings.port == settings.console:

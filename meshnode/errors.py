@@ -24,9 +24,12 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   ├── GatedRepository
     │   ├── DownloadCorrupt
     │   ├── DownloadStopped          exit 130
+    │   ├── WeightsUnavailable       503
     │   ├── PeerUnreachable
     │   ├── PeerRefused
     │   │   └── WrongPeer
+    │   ├── LeaseDenied              503
+    │   ├── WorkerLost
     │   ├── InviteInvalid            400
     │   ├── PairingFailed
     │   ├── MayNotInvite             403
@@ -239,6 +242,14 @@ class DownloadStopped(NetworkError):
     fix = "run the same command again: it goes on where it stopped"
 
 
+class WeightsUnavailable(NetworkError):
+    """The files of the model cannot be had from the mesh."""
+
+    code = "weights-unavailable"
+    http_status = 503
+    fix = "run the same command again: it goes on where it stopped; or fetch the model from the hub: meshnode pull X"
+
+
 class PeerUnreachable(NetworkError):
     """The peer does not answer."""
 
@@ -264,6 +275,42 @@ class WrongPeer(PeerRefused):
     """Another node answers at the address of this peer."""
 
     code = "wrong-peer"
+
+
+class LeaseDenied(NetworkError):
+    """A member does not hold layers for this split.
+
+    `lease_code` is one of the lease codes of the protocol, `free_bytes` what the member could give, 0 if it did not
+    say.
+    """
+
+    code = "lease-denied"
+    http_status = 503
+
+    def __init__(
+        self,
+        detail: str = "",
+        *,
+        lease_code: int = 0,
+        free_bytes: int = 0,
+        fix: str = "",
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(detail, fix=fix, retry_after_s=retry_after_s)
+        self.lease_code = lease_code
+        self.free_bytes = free_bytes
+
+
+class WorkerLost(NetworkError):
+    """A machine that was to hold layers of a split model does not."""
+
+    code = "worker-lost"
+    http_status = 503
+    fix = "meshnode plan MODEL shows who could take part, and why others cannot"
+
+    def __init__(self, detail: str = "", *, node: str = "", fix: str = "") -> None:
+        super().__init__(f"{node[:10]}: {detail}" if node else detail, fix=fix)
+        self.node = node
 
 
 class InviteInvalid(NetworkError):

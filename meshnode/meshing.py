@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from meshnode import __version__
@@ -30,20 +31,21 @@ from meshnode.errors import (
     PortInUse,
     StateError,
 )
-from meshnode.hardware import Inventory
 from meshnode.identity import Identity, NodeId, short, verify
 from meshnode.mesh.mesh import Mesh
 from meshnode.mesh.options import MeshOptions
+from meshnode.mesh.streams import StreamHandler
 from meshnode.mesh.tunnel import Answer
 from meshnode.mesh.vault import Vault
 from meshnode.neighbours import Neighbours
-from meshnode.offers import client_facts, devices_of, has_replica, invite_facts, offers_of, peer_facts, served_over_mesh
+from meshnode.offers import client_facts, has_replica, invite_facts, offers_of, peer_facts, served_over_mesh
 from meshnode.serving import Serving, Tell
 from meshnode.telemetry import ProblemBoard
 from meshnode.wire import invites
 from meshnode.wire.invites import Invite
-from meshnode.wire.registry import LIMIT_INVITE_TTL_S, LIMIT_NAME_CHARS, Role
+from meshnode.wire.registry import LIMIT_INVITE_TTL_S, LIMIT_NAME_CHARS, Role, StreamType
 from meshnode.wire.schema import showable
+from meshnode.wire.statements import Dynamic, Offer
 from meshnode.wire.values import WireError
 
 SHOWN_INVITE_USES = 5
@@ -66,7 +68,10 @@ class Meshing:
         problems: ProblemBoard,
         tell: Tell,
         changed: Callable[[], None],
+        handlers: Mapping[StreamType, StreamHandler],
+        has: Callable[[], Dynamic],
     ) -> None:
+        """`handlers` serve streams of peers beside HTTP; `has` says what this node has, but for its models."""
         self._settings = settings
         self._identity = identity
         self._folder = places.home / "mesh"
@@ -79,8 +84,9 @@ class Meshing:
         self._vault: Vault | None = None
         self._mesh: Mesh | None = None
         self._neighbours: Neighbours | None = None
+        self._handlers = handlers
+        self._has = has
         self._answer: Answer | None = None
-        self._inventory: Inventory | None = None
         self._publisher: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._served: tuple[MembershipSnapshot, list[Served]] | None = None
@@ -145,6 +151,7 @@ class Meshing:
             admitted=[("POST", path) for path in PEER_ENDPOINTS],
             changed=self._changed,
             pair=self._neighbours.serve,
+            handlers=self._handlers,
         )
 
     async def _make_room(self, invite: Invite) -> None:
@@ -187,10 +194,9 @@ class Meshing:
 
     # --- models both ways -----------------------------------------------------------------------------------
 
-    def equip(self, inventory: Inventory) -> None:
-        """The devices of this machine, for others to plan with."""
-        self._inventory = inventory
-        self.touch()
+    def offers(self) -> tuple[Offer, ...]:
+        """The models of this node as others hear of them."""
+        return offers_of(self._serving.served(), self._serving.entries(), self.speeds.of)
 
     def touch(self) -> None:
         """Something about this node's models has changed. Called from the event loop."""
@@ -199,8 +205,8 @@ class Meshing:
 
     def learn(self, record: Record, *, asked_here: bool) -> None:
         """Take a finished request into account: who asks for what, and how fast our own engine answers."""
-        if asked_here and record.model:
-            self.demand.record(record.model, time.monotonic())
+        if asked_here and (wanted := record.model or record.wanted):
+            self.demand.record(wanted, time.monotonic())
         by_us = not asked_here or record.node in ("", self._identity.node_id.hex())
         if by_us and not (record.resumed or record.error):
             self.speeds.record(
@@ -220,6 +226,17 @@ class Meshing:
             self._served = members, served_over_mesh(self._serving.served(), self._members(), self._mesh.http)
         return self._served[1]
 
+    @property
+    def mesh(self) -> Mesh | None:
+        """The mesh itself, while this node takes part in one."""
+        return self._mesh
+
+    def snapshot(self) -> MembershipSnapshot:
+        """Who is in the mesh, as this node sees it."""
+        if self._mesh is None:
+            return MembershipSnapshot(node=self._identity.node_id, members={})
+        return self._mesh.members()
+
     def _members(self) -> list[Member]:
         if self._mesh is None:
             return []
@@ -237,11 +254,10 @@ class Meshing:
             mesh = self._mesh
             if mesh is None:
                 return
-            devices = () if self._role is Role.CLIENT else devices_of(self._inventory)
-            models = offers_of(self._serving.served(), self._serving.entries(), self.speeds.of)
-            if (mesh.entered, devices, models) != told:
-                told = mesh.entered, devices, models
-                mesh.publish(devices=devices, models=models)
+            has = dataclasses.replace(self._has(), models=self.offers())
+            if (mesh.entered, has) != told:
+                told = mesh.entered, has
+                mesh.publish(has)
             if (wishes := self.demand.to_publish(time.monotonic())) is not None:
                 mesh.publish_demand(wishes)
             await asyncio.sleep(PUBLISH_PAUSE_S + PAUSE_PER_MEMBER_S * len(mesh.members().members))

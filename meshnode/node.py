@@ -2,7 +2,8 @@
 
 Order of start: home folder and its lock, identity, ports (so that a taken one is known at once), runtime file, web
 servers (they answer 503 from now on), names of the models, mesh (its models can be asked for from now on), engine,
-devices, own models. The end goes the other way. Only this module, serving.py and meshing.py know more than one room.
+devices, own models. The end goes the other way. Only the composers (ARCHITECTURE.md) know more
+than one room.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import asyncio
 import contextlib
 import json
 import os
-import random
 import secrets
 import signal
 import socket
-import subprocess
 import threading
 import time
 from collections import deque
@@ -25,35 +24,34 @@ from pathlib import Path
 from typing import Any
 
 from meshnode import __version__
-from meshnode.api.access import Access
-from meshnode.api.app import Controls, api_app, control_app
+from meshnode.api.app import Controls
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
-from meshnode.api.inference import Inference
 from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Gauge, Metrics
-from meshnode.api.peer_requests import PeerRequests
 from meshnode.api.record import Record
-from meshnode.api.request import Limits
 from meshnode.api.served import Served
 from meshnode.config import Places, Settings
-from meshnode.core.routing import Router
-from meshnode.engine.installed import Engine
+from meshnode.core.effects import MembershipSnapshot
+from meshnode.doors import DoorParts, api_door, console_door, peer_door
+from meshnode.engine.installed import Engine, list_devices
 from meshnode.engine.provision import ensure
-from meshnode.errors import MeshnodeError, NotInMesh
+from meshnode.errors import MeshnodeError, ModelInUse, NotInMesh
 from meshnode.hardware import Inventory, probe_all
 from meshnode.home import home_lock, write_runtime_file
 from meshnode.identity import Identity, load_or_create, short
 from meshnode.meshing import Meshing, node_name
 from meshnode.offers import mesh_entries
 from meshnode.planning import measure_speeds
+from meshnode.pool import Pool
 from meshnode.serving import Serving, Tell
 from meshnode.status import devices_sentence, engine_sentence, gauges, hardware_facts, mesh_gauges, request_facts
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
+from meshnode.units import Unit
 
 RECENT_REQUESTS = 50
-LIST_DEVICES_TIMEOUT_S = 30
+NOBODY = MembershipSnapshot(node=b"", members={})
 
 
 class Node:
@@ -76,6 +74,7 @@ class Node:
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None
         self._meshing: Meshing | None = None
+        self._pool: Pool | None = None
         self._node_id = ""
         self._api_url = self._console_url = ""
         self._events = Events(self.status)
@@ -91,6 +90,13 @@ class Node:
             tell=tell,
             changed=self._changed,
         )
+        self._doors = DoorParts(
+            settings=settings,
+            gates=self._gates,
+            here=self._serving.served,
+            models=self._models,
+            stopping=self._stop.is_set,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -101,7 +107,9 @@ class Node:
         with home_lock(self.places), self._logging():
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = self._serving.node = identity.node_id.hex()
-            self._meshing = None if self.settings.solo else self._make_meshing(identity)
+            if not self.settings.solo:
+                self._pool = self._make_pool(identity)
+                self._meshing = self._make_meshing(identity, self._pool)
             self._tell("node", f'{short(identity.node_id)} "{node_name(self.settings)}"')
             api_sockets = listen(self.settings.port, public=self.settings.listen_all, purpose="the API")
             try:
@@ -131,8 +139,10 @@ class Node:
         self.stop()
 
     async def _serve(self, api_sockets: list[socket.socket], console_sockets: list[socket.socket]) -> None:
-        api = HttpServer(self._api_app())
-        console = HttpServer(self._console_app())
+        api = HttpServer(api_door(self._doors, node=self._node_id, finished=self._finished))
+        console = HttpServer(
+            console_door(self._doors, controls=self._controls(), events=self._events, metrics=self._metrics)
+        )
         servers = [
             asyncio.create_task(api.serve(api_sockets), name="api"),
             asyncio.create_task(console.serve(console_sockets), name="console"),
@@ -172,9 +182,14 @@ class Node:
         api.stop()
         await self._drain(servers[0])
         api.stop(now=True)
+        if self._pool is not None:
+            await self._pool.leave(0.0 if self._stop_now.is_set() else self.settings.drain_timeout)
+        self._serving.hold()
         if self._meshing is not None:
             await self._meshing.stop(now=self._stop_now.is_set())
         await self._serving.stop(now=self._stop_now.is_set())
+        if self._pool is not None:
+            await self._pool.stop()
         console.stop(now=True)
         await asyncio.wait([*servers, start], timeout=5)
 
@@ -185,8 +200,9 @@ class Node:
 
     async def _bring_up(self) -> None:
         units = [await self._serving.add(name) for name in self.settings.model]
-        if self._meshing is not None:
-            await self._meshing.start(self._peer_requests().answer)
+        if self._meshing is not None and self._pool is not None:
+            await self._pool.start()
+            await self._meshing.start(peer_door(self._doors, finished=self._finished_for_peer).answer)
             self._changed()
         if not units:
             await self._now_up()
@@ -210,11 +226,28 @@ class Node:
             measure_speeds, self._engine, self._inventory, self.settings, self.places.cache, os.environ, self._report
         )
         self._serving.equip(self._engine, self._inventory, speeds)
-        if self._meshing is not None:
-            self._meshing.equip(self._inventory)
+        if self._pool is not None:
+            self._pool.equip(self._engine, self._inventory, speeds)
         if not units:
             return
         self._state = "loading"
+        up = asyncio.create_task(self._bring_up_all(units), name="bring up")
+        waiting = asyncio.create_task(self._serving.waiting(), name="waiting")
+        try:
+            # Whoever waits for machines shows them the invite meanwhile.
+            await asyncio.wait({up, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            if not up.done():
+                await self._now_up(ready=False)
+                await up
+            else:
+                up.result()
+                await self._now_up()
+        finally:
+            for task in (up, waiting):
+                task.cancel()
+            await asyncio.wait({up, waiting})
+
+    async def _bring_up_all(self, units: list[Unit]) -> None:
         failures = []
         for unit in units:
             try:
@@ -225,14 +258,13 @@ class Node:
                     self._tell("failed", f"{unit.id}: {error.message}. {error.fix}".removesuffix(". "))
         if failures and len(failures) == len(units):
             raise failures[0]
-        await self._now_up()
 
-    async def _now_up(self) -> None:
-        """Say that this node does what it was started for."""
+    async def _now_up(self, *, ready: bool = True) -> None:
+        """Say that this node does what it was started for, or all of that but for a model that waits for machines."""
         self._state = "ready"
         self._changed()
         LOG.info("node ready", extra={"facts": {"api": self._api_url, "console": self._console_url}})
-        facts: dict[str, Any] = {"api": f"{self._api_url}/v1", "console": self._console_url}
+        facts: dict[str, Any] = {"ready": ready, "api": f"{self._api_url}/v1", "console": self._console_url}
         if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
             facts["mesh"] = {"id": mesh["id"], "name": mesh["name"], "invite": await self._meshing.first_invite()}
         self._tell("up", json.dumps(facts))
@@ -246,7 +278,22 @@ class Node:
 
     # --- parts ----------------------------------------------------------------------------------------------
 
-    def _make_meshing(self, identity: Identity) -> Meshing:
+    def _make_pool(self, identity: Identity) -> Pool:
+        return Pool(
+            settings=self.settings,
+            places=self.places,
+            node=bytes(identity.node_id),
+            name=node_name(self.settings),
+            serving=self._serving,
+            tell=self._tell,
+            changed=self._changed,
+            mesh=lambda: self._meshing.mesh if self._meshing else None,
+            snapshot=lambda: self._meshing.snapshot() if self._meshing else NOBODY,
+            wishes=lambda: self._meshing.demand.wishes(time.monotonic()) if self._meshing else (),
+            offers=lambda: self._meshing.offers() if self._meshing else (),
+        )
+
+    def _make_meshing(self, identity: Identity, pool: Pool) -> Meshing:
         return Meshing(
             settings=self.settings,
             places=self.places,
@@ -254,66 +301,45 @@ class Node:
             serving=self._serving,
             problems=self._problems,
             tell=self._tell,
-            changed=self._events.touch,
+            changed=self._mesh_changed,
+            handlers=pool.handlers,
+            has=pool.has,
         )
+
+    def _mesh_changed(self) -> None:
+        if self._pool is not None:
+            self._pool.mesh_changed()
+        self._events.touch()
+
+    async def _load(self, model: str) -> dict[str, Any]:
+        """A person wants a model here: it stays, also if this node took it on by itself before."""
+        try:
+            return await self._serving.load(model)
+        except ModelInUse:
+            unit = await self._serving.adopt(model)
+            if unit is None or self._pool is None:
+                raise
+            self._pool.asked_for(unit.id)
+            return {"model": unit.id, "state": unit.state}
+
+    async def _plan(self, model: str) -> dict[str, Any]:
+        if self._pool is None:
+            raise NotInMesh("this node was started with --solo", fix="meshnode show MODEL says whether it fits here")
+        return await self._pool.plan(model)
 
     def _models(self) -> list[Served]:
         """Every model that can be asked for here."""
         return self._meshing.served() if self._meshing is not None else self._serving.served()
 
-    def _limits(self) -> Limits:
-        settings = self.settings
-        return Limits(settings.max_body, settings.ping_interval, settings.aliases, stall_s=settings.stall_timeout)
-
-    def _peer_requests(self) -> PeerRequests:
-        return PeerRequests(
-            models=self._serving.served,
-            gates=self._gates,
-            limits=self._limits(),
-            finished=self._finished_for_peer,
-            stopping=self._stop.is_set,
-        )
-
-    def _api_app(self) -> Any:
-        settings = self.settings
-        inference = Inference(
-            models=self._models,
-            gates=self._gates,
-            limits=self._limits(),
-            headers={"x-meshnode-node": self._node_id[:10], "x-meshnode-radius": "local"},
-            finished=self._finished,
-            router=Router(random.Random()),
-        )
-        access = Access(
-            api_key=settings.api_key,
-            public=settings.listen_all,
-            hosts=settings.allowed_hosts,
-            origins=settings.allowed_origins,
-        )
-        return api_app(
-            inference=inference,
-            models=self._models,
-            aliases=settings.aliases,
-            access=access,
-            owner=f"meshnode-{self._node_id[:10]}",
-            stopping=self._stop.is_set,
-        )
-
-    def _console_app(self) -> Any:
-        controls = Controls(
+    def _controls(self) -> Controls:
+        return Controls(
             status=self.status,
-            load=self._serving.load,
+            load=self._load,
             unload=self._serving.unload,
+            plan=self._plan,
             stop=self.stop,
             token=self._token,
             mesh=self._meshing or no_mesh(lambda: NotInMesh("this node was started with --solo")),
-        )
-        return control_app(
-            controls=controls,
-            events=self._events,
-            metrics=self._metrics,
-            models=self._models,
-            access=Access(hosts=self.settings.allowed_hosts),
         )
 
     @contextlib.contextmanager
@@ -373,6 +399,8 @@ class Node:
     def _remember(self, record: Record) -> None:
         self._served_count += 1
         self._metrics.finished(record)
+        if self._pool is not None:
+            self._pool.finished(record)
         facts = request_facts(record, at=time.time(), here=self._node_id)
         self._recent.append(facts)
         LOG.info("request", extra={"facts": {name: value for name, value in facts.items() if name != "at"}})
@@ -400,6 +428,7 @@ class Node:
             "hardware": hardware_facts(inventory) if inventory else None,
             "models": models,
             "mesh": self._meshing.facts() if self._meshing is not None else None,
+            "pool": self._pool.facts() if self._pool is not None else None,
             "requests": {
                 "finished": self._served_count,
                 "active": sum(model["busy"] for model in models),
@@ -413,22 +442,6 @@ class Node:
         yield from gauges(self._serving.entries(), self._inventory, sum(1 for _ in self._problems))
         if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
             yield from mesh_gauges(mesh)
-
-
-def list_devices(engine: Engine) -> str:
-    """What `llama-server --list-devices` prints. Blocks for the time of one short process.
-
-    Raises OSError or subprocess.SubprocessError.
-    """
-    done = subprocess.run(
-        [str(engine.server), "--list-devices"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=LIST_DEVICES_TIMEOUT_S,
-        check=True,
-    )
-    return done.stdout + done.stderr
 
 
 def install_signals(node: Node) -> None:

@@ -7,21 +7,27 @@ models that callers see. Nothing here waits or decides; the order of hosts is th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from meshnode.api.served import Host, Served, ServedState
 from meshnode.api.upstream import Connect
 from meshnode.core.effects import Member
+from meshnode.core.placement import HOST
 from meshnode.hardware import Inventory
+from meshnode.hardware.benchmark import BenchmarkResult
 from meshnode.mesh.ledger import InviteEntry
 from meshnode.mesh.sessions import Peer
 from meshnode.wire.registry import LIMIT_DEVICES, LIMIT_MODEL_NAME_CHARS, LIMIT_MODELS, LIMIT_NAME_CHARS, Role
-from meshnode.wire.schema import can_be_shown, showable
+from meshnode.wire.schema import MAX_U32, can_be_shown, showable
 from meshnode.wire.statements import CONTENT_HASH_BYTES, Capability, Device, ModelState, Offer
 
 MEMORY_STEP_BYTES = 256 << 20
 """Free memory is told in steps: every page that comes and goes would be news otherwise."""
+PROCESSOR = "CPU"
+"""What the engine calls the processor, whose memory is HOST."""
+MEGABYTE = 1_000_000
+MICROSECONDS = 1_000_000
 UNKNOWN_RTT_S = 0.05
 RADIUS_HERE = "local"
 RADIUS_MESH = "trusted"
@@ -47,17 +53,44 @@ Speed = Callable[[str], tuple[float | None, float | None]]
 # --- what this node offers ------------------------------------------------------------------------------------
 
 
-def devices_of(inventory: Inventory | None) -> tuple[Device, ...]:
-    """The devices of this machine that can hold layers; the processor's memory stands last."""
+def devices_of(
+    inventory: Inventory | None,
+    *,
+    usable: Mapping[str, int] | None = None,
+    speeds: Mapping[str, BenchmarkResult] | None = None,
+) -> tuple[Device, ...]:
+    """The devices of this machine that can hold layers; the processor's memory stands last.
+
+    `usable` are the bytes that a plan may take now, by device (HOST: main memory): a device that is not among them is
+    not for others. Without it the free memory is told. `speeds` are what was measured, by device.
+    """
     if inventory is None:
         return ()
-    found = [
-        Device(showable(gpu.name, LIMIT_NAME_CHARS), gpu.total_bytes or 0, _stepped(gpu.free_bytes or 0))
-        for gpu in inventory.accelerators
-    ]
     memory = inventory.memory
-    host = Device("host", memory.total_bytes, _stepped(memory.available_bytes))
+    if usable is None:
+        free = {gpu.id: gpu.free_bytes or 0 for gpu in inventory.accelerators} | {HOST: memory.available_bytes}
+        usable = {name: _stepped(size) for name, size in free.items()}
+    measured = dict(speeds or {})
+    found = [
+        Device(
+            showable(gpu.name, LIMIT_NAME_CHARS),
+            gpu.total_bytes or 0,
+            usable[gpu.id],
+            *_speed(measured.get(gpu.id)),
+        )
+        for gpu in inventory.accelerators
+        if gpu.id in usable
+    ]
+    host = Device(HOST, memory.total_bytes, usable.get(HOST, 0), *_speed(measured.get(PROCESSOR)))
     return (*found[: LIMIT_DEVICES - 1], host)
+
+
+def _speed(result: BenchmarkResult | None) -> tuple[int, int]:
+    """Bandwidth in MB/s and what a layer costs in µs; zeros where nothing was measured."""
+    if result is None:
+        return 0, 0
+    bandwidth = max(1, round(result.bandwidth_bytes_per_s / MEGABYTE))
+    return min(bandwidth, MAX_U32), min(round(result.layer_s * MICROSECONDS), MAX_U32)
 
 
 def offers_of(models: Iterable[Served], entries: Sequence[dict[str, Any]], speed: Speed) -> tuple[Offer, ...]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from meshnode.config import Settings
 from meshnode.core.placement import (
+    HOST,
     Budget,
     DeviceBudget,
     Refusal,
@@ -21,12 +22,13 @@ from meshnode.core.placement import (
     usable_device_bytes,
     usable_host_bytes,
 )
+from meshnode.core.prediction import Speed, predict_solo
 from meshnode.engine.commands import Mode, plan_threads
 from meshnode.engine.installed import Engine
 from meshnode.engine.process import child_environment
 from meshnode.errors import EngineError, SettingsError
 from meshnode.hardware import Device, Inventory
-from meshnode.hardware.benchmark import BenchmarkResult, load_cached, measure, predict_tokens_per_s, store_cached
+from meshnode.hardware.benchmark import BenchmarkResult, load_cached, measure, store_cached
 from meshnode.models.header import Header
 from meshnode.models.shapes import ModelShape
 from meshnode.telemetry import LOG, Report
@@ -61,10 +63,16 @@ def threads_of(inventory: Inventory, settings: Settings) -> int:
 
 
 def budget_of(inventory: Inventory, settings: Settings, *, taken_host_bytes: int = 0) -> Budget:
-    """The memory that a new model may take, after what others of this node were planned to take."""
-    host = usable_host_bytes(inventory.memory.available_bytes) - taken_host_bytes
+    """The memory that a new model may take, after what others of this node were planned to take.
+
+    `--max-vram` bounds GPUs; where there is none, it bounds main memory, which takes their place.
+    """
+    host = usable_host_bytes(inventory.memory.available_bytes)
     devices = []
     accelerators = usable_accelerators(inventory, settings)
+    if settings.max_vram is not None and not accelerators:
+        host = min(host, settings.max_vram)
+    host -= taken_host_bytes
     for device in accelerators:
         free = device.free_bytes if device.free_bytes is not None else device.total_bytes
         if free is not None:
@@ -121,24 +129,14 @@ def _measured(inventory: Inventory) -> list[Device]:
 
 
 def predict(shape: ModelShape, plan: SoloPlan, speeds: Speeds) -> float | None:
-    """Tokens per second of one conversation at its start, None while a device of the plan was never measured.
+    """Tokens per second of one conversation at its start, None while a device of the plan was never measured."""
+    measured = {HOST if name == "CPU" else name: speed_of(result) for name, result in speeds.items()}
+    return predict_solo(shape, plan, measured)
 
-    Each share of the plan costs its layers and its bytes on its own device, one after the other; the embedding is
-    looked up and not read, and of a mixture of experts only the active part counts.
-    """
-    read_bytes = sum(layer.weights_bytes for layer in shape.layers) + shape.output_bytes
-    active = shape.active_bytes / read_bytes if read_bytes else 1.0
-    seconds = 0.0
-    for share in plan.shares:
-        host = share.device == "host"
-        weights = share.weights_bytes - (shape.embedding_bytes + shape.other_bytes if host else 0)
-        if not share.layers or weights <= 0:
-            continue
-        speed = speeds.get("CPU" if host else share.device)
-        if speed is None:
-            return None
-        seconds += 1 / predict_tokens_per_s(speed, round(weights * active), share.layers)
-    return round(1 / seconds, 1) if seconds else None
+
+def speed_of(result: BenchmarkResult) -> Speed:
+    """What the predictor reads of a measurement."""
+    return Speed(result.bandwidth_bytes_per_s, result.layer_s, result.flops_per_s)
 
 
 # --- words ----------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,28 +18,43 @@ from typing import Any
 from meshnode.api.gate import Gates
 from meshnode.api.served import Served, ServedState
 from meshnode.config import Places, Settings
-from meshnode.core.placement import Refusal, SoloPlan, plan_solo
-from meshnode.engine.commands import Draft, ServerOptions
+from meshnode.core.placement import HOST, Budget, Refusal, SoloPlan, plan_solo
+from meshnode.core.split import SplitPlan
+from meshnode.drafting import Drafting, DraftingNotes, Learner, choose_drafting, plan_with
+from meshnode.engine.commands import SplitOptions
 from meshnode.engine.installed import Engine
 from meshnode.engine.server import LlamaServer, ServerParts, ServerSnapshot
-from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelError, ModelInUse, ModelNotFound
+from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory
+from meshnode.launching import options_of
 from meshnode.models.cache import LocalModel
 from meshnode.models.digest import DigestStopped, content_sha256
 from meshnode.models.names import ModelRef
-from meshnode.models.shapes import shape_of
+from meshnode.models.shapes import ModelShape, shape_of
 from meshnode.models.store import ModelStore
-from meshnode.planning import Speeds, budget_of, describe_plan, mode_of, predict, threads_of, wishes_of
+from meshnode.planning import (
+    Speeds,
+    budget_of,
+    describe_plan,
+    mode_of,
+    predict,
+    threads_of,
+    usable_accelerators,
+    wishes_of,
+)
 from meshnode.telemetry import LOG, ProblemBoard, Report
-from meshnode.units import Unit, entry_of, names_of, served_of
+from meshnode.units import Hosted, Unit, bytes_by_device, entry_of, names_of, served_of
 
 Tell = Callable[[str, str], None]
 """Hands a labelled sentence ("model", "demo fits here ...") to whoever looks on."""
+Launch = Callable[[SoloPlan | SplitPlan, SplitOptions | None], Awaitable[LlamaServer]]
+"""Starts an engine for a plan, and returns when it answers."""
+Learn = Callable[[LocalModel, Callable[[], bool]], Awaitable[str]]
+"""The hash of a model on this disk, in hex digits; the second argument says when to stop."""
+Host = Callable[[Unit, Launch, Callable[[ServedState, str], None]], Hosted]
+"""Hosts a model over several machines: the model, what starts engines, what is told of its state."""
 
-DRAFT_PAYS_FROM_BYTES = 1 << 30
-"""A draft costs a second pass of overhead per token; below this size the target is as quick alone (measured)."""
-DRAFT_MAX_SHARE = 0.25
-DRAFT_TOKENS = 8
+LEARN_EVERY_S = 60.0
 STOP_GRACE_S = 5.0
 
 
@@ -64,13 +79,17 @@ class Serving:
         self._report = report
         self._tell = tell
         self._changed = changed
+        self._notes = DraftingNotes(places.cache / "drafting.json")
         self._units: dict[str, Unit] = {}
         self._leaving: dict[str, Unit] = {}
         self._turn = asyncio.Lock()
+        self._waits = asyncio.Event()
         self._store: ModelStore | None = None
         self._engine: Engine | None = None
         self._inventory: Inventory | None = None
         self._speeds: Speeds = {}
+        self._host: Host | None = None
+        self._learn: Learn | None = None
         self.node = ""
         """The id of this node in hex digits, once it is known."""
 
@@ -79,6 +98,10 @@ class Serving:
     def equip(self, engine: Engine, inventory: Inventory, speeds: Speeds) -> None:
         """The engine, the devices to plan with, and how fast they are."""
         self._engine, self._inventory, self._speeds = engine, inventory, speeds
+
+    def split_with(self, host: Host, learn: Learn) -> None:
+        """What hosts a model that does not fit here alone, and what learns the hash of one for others."""
+        self._host, self._learn = host, learn
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -120,11 +143,20 @@ class Serving:
             self._set(unit, "failed", f"a fault of meshnode ({type(error).__name__}); see meshnode logs")
             raise
 
-    async def load(self, text: str) -> dict[str, Any]:
-        """Take a model on and bring it up in the background."""
+    def _one_waits(self, waiting: asyncio.Task[None]) -> None:
+        if not waiting.cancelled():
+            self._waits.set()
+
+    async def waiting(self) -> None:
+        """Return when a model waits for other machines to come."""
+        await self._waits.wait()
+
+    async def load(self, text: str, *, reason: str = "") -> dict[str, Any]:
+        """Take a model on and bring it up in the background. `reason` says why, where no person asked for it."""
         if self._engine is None:
             raise EngineError("the engine of this node is not ready yet", fix="try again in a moment")
         unit = await self.add(text)
+        unit.reason = reason
 
         async def run() -> None:
             try:
@@ -166,7 +198,10 @@ class Serving:
             await asyncio.wait({unit.task})
         if unit.hashing is not None:
             await asyncio.wait({unit.hashing})
-        if unit.server is not None:
+        await self._end_learning(unit, last=grace_s > 0)
+        if unit.hosting is not None:
+            await unit.hosting.stop(grace_s)
+        elif unit.server is not None:
             await unit.server.stop(grace_s)
         self._problems.clear("model-load-failed", unit.id)
         self._gates.forget(unit.id)
@@ -174,6 +209,12 @@ class Serving:
             if place.get(unit.id) is unit:
                 del place[unit.id]
         self._changed()
+
+    def hold(self) -> None:
+        """The links to other machines are about to end: what runs over them is not put together again."""
+        for unit in (*self._units.values(), *self._leaving.values()):
+            if unit.hosting is not None:
+                unit.hosting.hold()
 
     async def stop(self, *, now: bool = False) -> None:
         """Stop every engine, side by side: politely, or with `now` by force."""
@@ -200,102 +241,140 @@ class Serving:
         """Learn which weights these are. Until then no other node counts as a replica of this one."""
         notes = self._places.cache / "hashes.json"
         try:
-            unit.content_hash = local.sha256 or await asyncio.to_thread(
-                content_sha256, local.path, notes, unit.cancelled.is_set
-            )
+            if self._learn is not None:
+                unit.content_hash = await self._learn(local, unit.cancelled.is_set)
+            else:
+                unit.content_hash = local.sha256 or await asyncio.to_thread(
+                    content_sha256, local.path, notes, unit.cancelled.is_set
+                )
         except (OSError, DigestStopped) as reason:
             LOG.warning("the weights of %s have no hash: %s", unit.id, type(reason).__name__)
         self._changed()
 
     async def _start(self, unit: Unit) -> None:
         local, shape = unit.local, unit.shape
-        assert local is not None and shape is not None and self._engine is not None and self._inventory is not None
-        draft = await self._draft_of(unit)
-        plan = self._plan(unit, extra_host_bytes=_size(local.mmproj) + _size(draft))
-        unit.plan, unit.draft = plan, draft.stem if draft else ""
-        unit.predicted = predict(shape, plan, self._speeds)
-        self._tell("model", describe_plan(unit.id, shape, plan, unit.predicted))
-        self._set(unit, "loading", "loading into memory")
-        unit.server = LlamaServer(self._options(unit, plan, draft), self._parts(unit, local))
+        assert local is not None and shape is not None
         started = time.monotonic()
-        await unit.server.start()
+        try:
+            if self._settings.split and self._host is not None and unit.mode == "chat":
+                raise ModelDoesNotFit("a split was asked for")
+            drafting = await self._drafting_of(unit)
+            plan, drafting = plan_with(drafting, partial(self._plan, unit))
+        except ModelDoesNotFit:
+            if self._host is None or unit.mode != "chat":
+                raise
+            await self._start_hosted(unit, self._host)
+        else:
+            self._tell("model", describe_plan(unit.id, shape, plan, predict(shape, plan, self._speeds)))
+            self._set(unit, "loading", "loading into memory")
+            await self._launch(unit, plan, None, drafting)
+            self._set(unit, "ready", "")
         self._problems.clear("model-load-failed", unit.id)
-        self._set(unit, "ready", "")
         self._tell("ready", f"{unit.id} after {time.monotonic() - started:.1f} s")
 
-    def _plan(self, unit: Unit, *, extra_host_bytes: int) -> SoloPlan:
-        assert unit.shape is not None and self._inventory is not None
-        taken = sum(
-            share.total_bytes
-            for other in self._units.values()
-            if other.plan and other is not unit and other.state != "failed"
-            for share in other.plan.shares
-            if share.device == "host"
-        )
+    async def _start_hosted(self, unit: Unit, host: Host) -> None:
+        """Serve a model with the help of other machines."""
+
+        async def launch(plan: SoloPlan | SplitPlan, split: SplitOptions | None) -> LlamaServer:
+            drafting = await self._drafting_of(unit, plan) if isinstance(plan, SplitPlan) else Drafting()
+            if not self._fits_beside(unit, plan, drafting):
+                drafting = Drafting(key=drafting.key, reason="the draft model does not fit beside it")
+            return await self._launch(unit, plan, split, drafting)
+
+        unit.hosting = host(unit, launch, partial(self._set, unit))
+        waiting = asyncio.create_task(unit.hosting.waiting())
+        waiting.add_done_callback(self._one_waits)
+        try:
+            await unit.hosting.start()
+        finally:
+            waiting.cancel()
+
+    def _fits_beside(self, unit: Unit, plan: SoloPlan | SplitPlan, drafting: Drafting) -> bool:
+        """Whether this machine holds the draft model beside what a plan puts there."""
+        if drafting.shape is None or drafting.asked:
+            return True
+        left = self._budget(unit).less(bytes_by_device(plan))
+        return all(size <= left.room_bytes(device) for device, size in drafting.taken(plan).items())
+
+    async def _launch(
+        self, unit: Unit, plan: SoloPlan | SplitPlan, split: SplitOptions | None, drafting: Drafting
+    ) -> LlamaServer:
+        assert unit.local is not None and unit.shape is not None and self._inventory is not None
+        unit.plan, unit.draft, unit.draft_bytes = plan, drafting.name, drafting.taken(plan)
+        if isinstance(plan, SplitPlan):
+            unit.predicted = plan.predicted_tokens_per_s
+        else:
+            unit.predicted = predict(unit.shape, plan, self._speeds)
+        options = options_of(unit, plan, split, drafting, threads=threads_of(self._inventory, self._settings))
+        unit.server = LlamaServer(options, self._parts(unit, unit.local))
+        await unit.server.start()
+        unit.learner = Learner(self._notes, drafting)
+        unit.learning = asyncio.create_task(self._learn_from(unit), name=f"learn {unit.id}")
+        return unit.server
+
+    def taken(self, without: Unit | None = None) -> dict[str, int]:
+        """What the models of this node, but for one, were planned to take, in bytes by device (HOST: main memory)."""
+        taken: dict[str, int] = {}
+        for unit in self._units.values():
+            if unit is not without and unit.plan and unit.state != "failed":
+                for device, size in unit.taken().items():
+                    taken[device] = taken.get(device, 0) + size
+        return taken
+
+    def _budget(self, unit: Unit) -> Budget:
+        """What this machine has left for a model, beside what others of this node take."""
+        assert self._inventory is not None
+        return budget_of(self._inventory, self._settings, taken_host_bytes=self.taken(unit).get(HOST, 0))
+
+    def _plan(self, unit: Unit, taken: Mapping[str, int]) -> SoloPlan:
+        """The plan for this machine alone, with so many bytes taken of its devices. Raises ModelDoesNotFit."""
+        assert unit.shape is not None and unit.local is not None
         found = plan_solo(
             unit.shape,
-            budget_of(self._inventory, self._settings, taken_host_bytes=taken),
+            self._budget(unit).less(taken),
             wishes_of(self._settings),
-            extra_host_bytes=extra_host_bytes,
+            extra_host_bytes=_size(unit.local.mmproj),
         )
         if isinstance(found, Refusal):
-            others = " beside what is served already" if taken else ""
             raise ModelDoesNotFit(
-                found.reason + others, fix="take a smaller quantisation or model: meshnode search shows sizes"
+                found.reason + (" beside what is served already" if self.taken(unit) else ""),
+                fix="take a smaller quantisation or model (meshnode search shows sizes), or add machines: --split waits"
+                " for them",
             )
         return found
 
-    async def _draft_of(self, unit: Unit) -> Path | None:
-        """The draft to guess with: the one that was asked for, else one that is on this disk and pays."""
-        store, local, shape = self._store, unit.local, unit.shape
-        assert store is not None and local is not None and shape is not None
-        if self._settings.no_draft or unit.mode != "chat":
-            return None
-        if self._settings.draft:
-            ref = await self.resolve(self._settings.draft)
-            found = await asyncio.to_thread(store.find, ref)
-            if found is None or found.incomplete:
-                found = await asyncio.to_thread(store.pull, ref, self._report, unit.cancelled.is_set)
-            await self._check_draft(unit, store, found)
-            return found.path
-        if shape.total_bytes < DRAFT_PAYS_FROM_BYTES:
-            return None
-        entry = store.catalog.find(unit.ref.alias)
-        paired = store.catalog.find(entry.draft) if entry and entry.draft else None
-        found = await asyncio.to_thread(lambda: store.find(store.resolve(paired.alias))) if paired else None
-        if found and not found.incomplete and found.total_bytes < shape.total_bytes * DRAFT_MAX_SHARE:
-            return found.path
-        return None
-
-    async def _check_draft(self, unit: Unit, store: ModelStore, draft: LocalModel) -> None:
-        header = await asyncio.to_thread(store.read, draft)
-        assert unit.header is not None
-        if header.vocabulary_digest != unit.header.vocabulary_digest:
-            raise ModelError(
-                f"{draft.name} cannot draft for {unit.id}: their vocabularies differ",
-                fix="choose a smaller model of the same family, or leave --draft out",
-            )
-
-    def _options(self, unit: Unit, plan: SoloPlan, draft: Path | None) -> ServerOptions:
-        assert unit.local is not None and self._inventory is not None
-        gpus = [share.device for share in plan.shares if share.device != "host" and share.layers]
-        return ServerOptions(
-            model=unit.local.path,
-            alias=unit.id,
-            context=plan.context * plan.parallel,
-            parallel=plan.parallel,
-            threads=threads_of(self._inventory, self._settings),
-            mode=unit.mode,
-            mmproj=unit.local.mmproj,
-            draft=Draft(draft, tokens_max=DRAFT_TOKENS) if draft else None,
-            devices=tuple(gpus) or ("none",),
-            gpu_layers=plan.gpu_layers,
-            tensor_split=tuple(float(count) for count in plan.tensor_split),
-            kv_type_k=plan.kv_type,  # type: ignore[arg-type]
-            kv_type_v=plan.kv_type,  # type: ignore[arg-type]
-            flash_attention="on" if plan.kv_type != "f16" else "auto",
-            prompt_cache_bytes=plan.prompt_cache_bytes,
+    async def _drafting_of(self, unit: Unit, plan: SplitPlan | None = None) -> Drafting:
+        """How the model guesses ahead: on this machine alone, or with what a pass of this split costs."""
+        assert self._store is not None and self._inventory is not None
+        legs_s = sum(stage.delay_s for stage in plan.stages) + plan.stages[-1].delay_s if plan else 0.0
+        compute_s = sum(stage.compute_s for stage in (*plan.stages, *plan.local_devices)) if plan else None
+        return await choose_drafting(
+            self._settings,
+            self._store,
+            unit,
+            self._speeds,
+            notes=self._notes,
+            report=self._report,
+            delay_s=legs_s,
+            token_s=compute_s,
+            devices=[device.id for device in usable_accelerators(self._inventory, self._settings)],
         )
+
+    async def _end_learning(self, unit: Unit, *, last: bool) -> None:
+        learner, learning, unit.learner, unit.learning = unit.learner, unit.learning, None, None
+        if learning is not None:
+            learning.cancel()
+            await asyncio.wait({learning})
+        if last and learner is not None and unit.server is not None and unit.state == "ready":
+            await learner.look(unit.server)
+
+    async def _learn_from(self, unit: Unit) -> None:
+        """Keep what the engine's guesses were worth, for its next start."""
+        learner = unit.learner
+        while learner is not None and unit.learner is learner:
+            await asyncio.sleep(LEARN_EVERY_S)
+            if unit.server is not None and unit.state == "ready":
+                await learner.look(unit.server)
 
     def _parts(self, unit: Unit, local: LocalModel) -> ServerParts:
         assert self._engine is not None
@@ -311,6 +390,12 @@ class Serving:
         )
 
     def _engine_changed(self, unit: Unit, snapshot: ServerSnapshot) -> None:
+        if unit.hosting is not None:
+            # What follows is decided there; the engine does not start again by itself.
+            if snapshot.state == "failed":
+                unit.hosting.engine_ended(snapshot.detail)
+            self._changed()
+            return
         words: dict[str, ServedState] = {"ready": "ready", "restarting": "restarting", "failed": "failed"}
         if snapshot.state in words and unit.state != "loading":
             self._set(unit, words[snapshot.state], snapshot.detail)
@@ -322,6 +407,53 @@ class Serving:
             unit.since = time.time()
         unit.state, unit.detail = state, detail
         self._changed()
+
+    # --- for splits -----------------------------------------------------------------------------------------
+
+    def is_quiet(self, unit: Unit) -> bool:
+        """Whether nobody has an answer from this model under way, or waits for one."""
+        queue = self._gates.snapshot(unit.id)
+        return not queue.busy and not queue.waiting
+
+    def reads(self, path: Path) -> bool:
+        """Whether an engine of this node has the file open."""
+        return any(unit.local is not None and path in unit.local.parts for unit in self._units.values())
+
+    async def look_at(self, text: str) -> tuple[str, ModelShape, str]:
+        """Name, memory shape, and the hash of the weights where it is known, of a model that may not be here.
+
+        Raises ModelNotFound, and what fetching a header raises.
+        """
+        ref = await self.resolve(text)
+        known = self._units.get(ref.short_name)
+        if known is not None and known.shape is not None:
+            return known.id, known.shape, known.content_hash
+        store = self._store
+        assert store is not None
+        local = await asyncio.to_thread(store.find, ref)
+        if local is not None and not local.incomplete:
+            header = await asyncio.to_thread(store.read, local)
+            return ref.short_name, shape_of(header), local.sha256 or ""
+        header = await asyncio.to_thread(lambda: store.read_remote(store.look_up(ref)))
+        return ref.short_name, shape_of(header), ""
+
+    async def adopt(self, text: str) -> Unit | None:
+        """Make a model that this node took on by itself one that a person asked for; None for any other."""
+        unit = self._units.get((await self.resolve(text)).short_name)
+        if unit is None or not unit.reason:
+            return None
+        unit.reason = ""
+        self._changed()
+        return unit
+
+    def find(self, name: str) -> Unit | None:
+        """The model of this node with this name."""
+        return self._units.get(name)
+
+    def split_of(self, name: str) -> SplitPlan | None:
+        """The split in force for a model."""
+        unit = self._units.get(name)
+        return unit.plan if unit is not None and isinstance(unit.plan, SplitPlan) else None
 
     # --- views ----------------------------------------------------------------------------------------------
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from meshnode.api.served import Served, ServedState
 from meshnode.api.upstream import over_sockets
 from meshnode.core.fair_queue import QueueSnapshot
-from meshnode.core.placement import SoloPlan
+from meshnode.core.placement import HOST, SoloPlan
+from meshnode.core.split import SplitPlan
 from meshnode.engine import client
 from meshnode.engine.commands import Mode
 from meshnode.engine.server import LlamaServer
@@ -22,6 +24,23 @@ from meshnode.models.header import Header
 from meshnode.models.names import ModelRef
 from meshnode.models.shapes import ModelShape
 from meshnode.wire.statements import CONTENT_HASH_BYTES
+
+
+class Learns(Protocol):
+    """Takes in what an engine counted; see drafting.Learner."""
+
+    async def look(self, server: LlamaServer) -> None: ...
+
+
+class Hosted(Protocol):
+    """A model that other machines help to run; see hosting.Hosting."""
+
+    async def start(self) -> None: ...
+    async def stop(self, grace_s: float = ...) -> None: ...
+    def hold(self) -> None: ...
+    def engine_ended(self, detail: str) -> None: ...
+    async def waiting(self) -> None: ...
+    def facts(self) -> dict[str, Any]: ...
 
 
 @dataclass(slots=True)
@@ -37,16 +56,37 @@ class Unit:
     local: LocalModel | None = None
     header: Header | None = None
     shape: ModelShape | None = None
-    plan: SoloPlan | None = None
+    plan: SoloPlan | SplitPlan | None = None
     mode: Mode = "chat"
     draft: str = ""
+    draft_bytes: Mapping[str, int] = field(default_factory=dict)
+    """What the draft model takes beside the plan, by device."""
     content_hash: str = ""
     predicted: float | None = None
     error: MeshnodeError | None = None
     server: LlamaServer | None = None
+    hosting: Hosted | None = None
+    learner: Learns | None = None
+    learning: asyncio.Task[None] | None = None
+    reason: str = ""
+    """Why it is served, where no person asked for it."""
     cancelled: threading.Event = field(default_factory=threading.Event)
     task: asyncio.Task[None] | None = None
     hashing: asyncio.Task[None] | None = None
+
+    def taken(self) -> dict[str, int]:
+        """What it was planned to take of this machine, by device, its draft model included."""
+        taken = bytes_by_device(self.plan) if self.plan else {}
+        return {
+            device: taken.get(device, 0) + self.draft_bytes.get(device, 0) for device in {**taken, **self.draft_bytes}
+        }
+
+
+def bytes_by_device(plan: SoloPlan | SplitPlan) -> dict[str, int]:
+    """What a plan takes of this machine, by device (HOST: main memory)."""
+    if isinstance(plan, SplitPlan):
+        return {stage.device: stage.total_bytes for stage in plan.local_devices} | {HOST: plan.host_bytes}
+    return {share.device: share.total_bytes for share in plan.shares}
 
 
 def names_of(unit: Unit) -> set[str]:
@@ -120,6 +160,8 @@ def entry_of(unit: Unit, queue: QueueSnapshot) -> dict[str, Any]:
         "draft": unit.draft,
         "predicted_tokens_per_s": unit.predicted,
         "plan": dataclasses.asdict(unit.plan) if unit.plan else None,
+        "split": unit.hosting.facts() if unit.hosting and isinstance(unit.plan, SplitPlan) else None,
+        "reason": unit.reason,
         "engine": {
             "pid": snapshot.pid,
             "state": snapshot.state,

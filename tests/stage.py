@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from meshnode.api.served import Served
 from meshnode.config import Places, Settings
 from meshnode.identity import load_or_create
 from meshnode.meshing import Meshing
+from meshnode.pool import Pool
 from meshnode.serving import Serving
 from meshnode.telemetry import ProblemBoard, silent
 
@@ -64,14 +66,31 @@ class Stage:
             tell=tell,
             changed=lambda: None,
         )
+        identity = load_or_create(home / "node.key")
+        self.node = bytes(identity.node_id)
+        self.pool = Pool(
+            settings=chosen,
+            places=places,
+            node=self.node,
+            name=home.name,
+            serving=self.serving,
+            tell=tell,
+            changed=lambda: self.meshing.touch(),
+            mesh=lambda: self.meshing.mesh,
+            snapshot=lambda: self.meshing.snapshot(),
+            wishes=lambda: self.meshing.demand.wishes(time.monotonic()),
+            offers=lambda: self.meshing.offers(),
+        )
         self.meshing = Meshing(
             settings=chosen,
             places=places,
-            identity=load_or_create(home / "node.key"),
+            identity=identity,
             serving=self.serving,
             problems=problems,
             tell=tell,
-            changed=lambda: None,
+            changed=self.pool.mesh_changed,
+            handlers=self.pool.handlers,
+            has=self.pool.has,
         )
 
     def serve(self, name: str) -> None:
@@ -92,10 +111,13 @@ class Stage:
 async def running(home: Path, **settings: Any) -> AsyncIterator[Stage]:
     stage = Stage(home, **settings)
     try:
+        await stage.pool.start()
         await stage.meshing.start(refuse)
         yield stage
     finally:
+        await stage.pool.leave(0.0)
         await stage.meshing.stop(now=True)
+        await stage.pool.stop()
 
 
 async def until(true: Callable[[], bool], limit_s: float = 10) -> None:

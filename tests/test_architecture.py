@@ -22,12 +22,23 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 PURE = {"wire", "core"}
 LEAVES = {"hardware", "models", "engine"}
-ROOMS = PURE | LEAVES | {"api", "mesh", "net", "discovery", "settlement", "console"}
+ROOMS = PURE | LEAVES | {"api", "mesh", "net", "rpc", "discovery", "settlement", "console"}
 COMPOSERS: dict[str, set[str]] = {
-    "node": {"home", "serving", "meshing", "offers", "planning", "status"},
-    "serving": {"planning", "units"},
+    "node": {"doors", "home", "serving", "meshing", "offers", "planning", "pool", "status", "units"},
+    "doors": set(),
+    "serving": {"drafting", "launching", "planning", "units"},
+    "launching": {"drafting", "units"},
     "meshing": {"neighbours", "offers", "serving"},
     "neighbours": set(),
+    "splitting": {"offers", "planning"},
+    "pool": {"assembly", "hosting", "lending", "offers", "planning", "serving", "sharing", "splitting", "standby", "units"},
+    "hosting": {"assembly", "splitting"},
+    "assembly": set(),
+    "lending": {"planning"},
+    "sharing": set(),
+    "standby": {"planning", "units"},
+    "drafting": {"planning", "units"},
+    "precision": set(),
     "home": set(),
     "units": set(),
     "offers": set(),
@@ -49,6 +60,7 @@ TABLE: dict[str, set[str]] = {
     **{name: {*ROOMS, *others, *EVERYWHERE, "config", "identity"} for name, others in COMPOSERS.items()},
     "api": {"core", "wire", *EVERYWHERE},
     "mesh": {"net", "core", "wire", "identity", *EVERYWHERE},
+    "rpc": {"net", "core", "wire", "identity", *EVERYWHERE},
     "net": {"wire", "identity", *EVERYWHERE},
     "discovery": {"wire", "identity", *EVERYWHERE},
     "settlement": {"wire", "identity", *EVERYWHERE},

@@ -10,7 +10,9 @@ import pytest
 
 from meshnode.api.served import Host, Served
 from meshnode.core.effects import Member, State
+from meshnode.hardware import Device as Hardware
 from meshnode.hardware import Memory, probe_all
+from meshnode.hardware.benchmark import BenchmarkResult
 from meshnode.offers import (
     MEMORY_STEP_BYTES,
     UNKNOWN_RTT_S,
@@ -113,6 +115,21 @@ def test_free_memory_is_told_in_steps() -> None:
     assert (host.name, host.total_bytes) == ("host", 32 << 30)
     assert host.free_bytes % MEMORY_STEP_BYTES == 0 and 0 <= (5 << 30) + 12345 - host.free_bytes < MEMORY_STEP_BYTES
     assert devices_of(None) == ()
+
+
+def test_what_a_plan_may_take_and_how_fast_it_is() -> None:
+    gpus = tuple(Hardware(name, f"GPU {name}", "gpu", "CUDA", 8 << 30, 7 << 30) for name in ("CUDA0", "CUDA1", "CUDA2"))
+    machine = replace(probe_all(), memory=Memory(32 << 30, 9 << 30, "test"))
+    inventory = replace(machine, devices=(*gpus, machine.devices[-1]))
+    speed = BenchmarkResult("CUDA1", "GPU CUDA1", "x", 1, 1.0, 1.0, 1, 0.0000314, 935.4e9, 1.0, 0.0)
+    usable = {"CUDA0": 5 << 30, "CUDA1": 123_456_789, "host": 1000}
+    first, second, host = devices_of(
+        inventory, usable=usable, speeds={"CUDA1": speed, "CPU": replace(speed, layer_s=0)}
+    )
+    assert (first.name, first.total_bytes, first.free_bytes) == ("GPU CUDA0", 8 << 30, 5 << 30)
+    assert (first.bandwidth, first.layer_us) == (0, 0), "never measured"
+    assert (second.free_bytes, second.bandwidth, second.layer_us) == (123_456_789, 935_400, 31)
+    assert (host.name, host.free_bytes, host.bandwidth, host.layer_us) == ("host", 1000, 935_400, 0)
 
 
 # --- in -------------------------------------------------------------------------------------------------------

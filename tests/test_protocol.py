@@ -14,8 +14,8 @@ import pytest
 
 from meshnode.discovery import pairing
 from meshnode.wire import schema
-from meshnode.wire.messages import MESSAGES, PairConfirm
-from meshnode.wire.registry import Close, MessageId, Reset, StatementKind
+from meshnode.wire.messages import MESSAGES, OPENINGS, PairConfirm
+from meshnode.wire.registry import Close, LeaseCode, MessageId, Reset, StatementKind, StreamType
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL = ROOT / "protocol"
@@ -71,7 +71,11 @@ def test_every_message_has_its_schema() -> None:
         found = load(PROTOCOL / "schema" / f"message-{MessageId(number).name.lower()}.json")
         assert found["id"] == number
         assert {name: found[name] for name in ("title", "type", "properties", "required")} == schema.describe(shape)
-    assert len(list((PROTOCOL / "schema").glob("*.json"))) == len(MESSAGES) + len(StatementKind) + 3
+    for kind, shape in OPENINGS.items():
+        found = load(PROTOCOL / "schema" / f"stream-{StreamType(kind).name.lower()}.json")
+        assert found["stream"] == kind and found["properties"] == schema.describe(shape)["properties"]
+    shapes = len(MESSAGES) + len(OPENINGS) + len(StatementKind) + 3
+    assert len(list((PROTOCOL / "schema").glob("*.json"))) == shapes
 
 
 # --- another language ---------------------------------------------------------------------------------------------
@@ -199,6 +203,13 @@ def test_every_code_stands_in_its_table() -> None:
             row = re.search(rf"^\| 0x{int(code):x} \| `{name}` \| ([^|]+) \|", content, re.MULTILINE)
             assert row, name
             assert row[1].startswith(REGISTRY[section][name]["text"]), name
+
+
+def test_every_reason_for_the_end_of_a_lease_stands_in_its_table() -> None:
+    content = text("09-splits.md")
+    for code in LeaseCode:
+        row = re.search(rf"^\| {int(code)} \| `{code.name.lower()}` \| ([^|]+) \|", content, re.MULTILINE)
+        assert row and row[1].startswith(REGISTRY["lease"][code.name.lower()]["text"]), code.name
 
 
 def test_every_limit_is_explained() -> None:

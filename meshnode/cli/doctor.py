@@ -126,9 +126,9 @@ def _engine(places: Places, settings: Settings) -> Iterator[Finding]:
 
 
 def _devices(places: Places, settings: Settings) -> Iterator[Finding]:
+    from meshnode.engine.installed import list_devices
     from meshnode.engine.provision import find
     from meshnode.hardware import probe_all
-    from meshnode.node import list_devices
     from meshnode.status import devices_sentence
 
     engine = find(places.cache)

@@ -20,6 +20,7 @@ COMMANDS = {
     "ps": ("meshnode.cli.inspect", "The models being served"),
     "doctor": ("meshnode.cli.doctor", "Check this machine, with a fix for each finding"),
     "logs": ("meshnode.cli.inspect", "The log of the node or of its engine"),
+    "plan": ("meshnode.cli.plan", "Where a model would run: alone or split, on which machines, how fast, and why"),
     "load": ("meshnode.cli.control", "Serve one more model"),
     "unload": ("meshnode.cli.control", "Stop serving a model"),
     "stop": ("meshnode.cli.control", "Stop the running node"),
@@ -32,6 +33,7 @@ COMMANDS = {
     "pull": ("meshnode.cli.models", "Fetch a model"),
     "ls": ("meshnode.cli.models", "Models on this disk"),
     "show": ("meshnode.cli.models", "A model: what it is, what it needs, whether it fits"),
+    "quantize": ("meshnode.cli.quantize", "Make a smaller file of a model: fewer bits for its weights"),
     "rm": ("meshnode.cli.models", "Remove a model from this disk"),
     "search": ("meshnode.cli.models", "Find models"),
     "engine": ("meshnode.cli.engine", "The inference engine: status, build, path, clean"),
@@ -79,7 +81,10 @@ def _node_options() -> list[click.Parameter]:
         if not item.metadata["flag"]:
             continue
         flag = f"--{item.name.replace('_', '-')}"
-        if isinstance(item.default, bool):
+        if item.default is True:
+            negative = [item.name, f"--no-{item.name.replace('_', '-')}"]
+            options.append(click.Option(negative, flag_value=False, default=None, help=item.metadata["help"]))
+        elif isinstance(item.default, bool):
             options.append(click.Option([flag], is_flag=True, default=None, help=item.metadata["help"]))
         else:
             options.append(

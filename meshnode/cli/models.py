@@ -219,9 +219,9 @@ def _fit(ctx: click.Context, shape: ModelShape) -> dict[str, Any]:
     """The planner's answer for this machine as it is now, with the settings that a node would start with."""
     from meshnode.cli.main import settings_of
     from meshnode.config import find_places
+    from meshnode.engine.installed import list_devices
     from meshnode.engine.provision import find
     from meshnode.hardware import probe_all
-    from meshnode.node import list_devices
     from meshnode.planning import describe_fit, known_speeds
 
     settings, cache = settings_of(ctx), find_places().cache

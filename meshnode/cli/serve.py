@@ -118,7 +118,11 @@ async def _run(settings: Settings, places: Places, report: Any, tell: Any) -> No
 
 def _say_ready(settings: Settings, urls: dict[str, Any], seconds: float) -> None:
     base = urls["api"]
-    say(f"ready in {seconds:.1f} s\n")
+    say(
+        f"ready in {seconds:.1f} s\n"
+        if urls.get("ready", True)
+        else "waits for other machines; asked for a model it says so\n"
+    )
     say(f"  API      {base}")
     say(f"  console  {urls['console']}")
     reach = "other machines reach it with the API key" if settings.listen_all else "only this machine can reach it"

@@ -98,6 +98,18 @@ def test_a_larger_vocabulary_is_filled_with_unused_tokens(tmp_path: Path) -> Non
     assert fields["tokenizer.ggml.token_type"].contents()[-1] == gguf.TokenType.UNUSED
 
 
+def test_a_hollow_model_has_a_header_and_takes_no_room(tmp_path: Path) -> None:
+    full, hollow = tmp_path / "full.gguf", tmp_path / "hollow.gguf"
+    write_model(full, size_bytes=SIZE, layers=2)
+    write_model(hollow, size_bytes=SIZE, layers=2, hollow=True)
+    assert hollow.stat().st_size == full.stat().st_size
+    assert read_header(hollow).tensors == read_header(full).tensors
+    large = tmp_path / "large.gguf"
+    write_model(large, size_bytes=70 * 10**9, layers=80, hollow=True)
+    assert read_header(large).weights_bytes == pytest.approx(70e9, rel=0.02)
+    assert large.stat().st_blocks * 512 < 1_000_000
+
+
 def test_sizes_that_cannot_be(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     with pytest.raises(ValueError, match="do not fit"):

@@ -33,7 +33,8 @@ def test_version_and_help_import_nothing_heavy() -> None:
 def test_every_setting_has_its_flag_unless_it_may_not_stand_on_a_command_line() -> None:
     flags = {flag for parameter in root.params for flag in parameter.opts}
     for item in setting_fields():
-        has_flag = f"--{item.name.replace('_', '-')}" in flags
+        switch_off = "no-" if item.default is True else ""
+        has_flag = f"--{switch_off}{item.name.replace('_', '-')}" in flags
         assert has_flag == item.metadata["flag"], item.name
 
 

@@ -87,11 +87,11 @@ class Network:
     def inside(self, host: str) -> Iterator[None]:
         """Sockets opened and processes started by this thread within the block belong to the host, and stay there."""
         with Path("/proc/thread-self/ns/net").open() as before, (MOUNTED / self.namespace(host)).open() as there:
-            _enter(there.fileno())
+            enter_namespace(there.fileno())
             try:
                 yield
             finally:
-                _enter(before.fileno())
+                enter_namespace(before.fileno())
 
     def split(self, *groups: Iterable[str]) -> None:
         """From now on hosts reach only those of their own group; those that are not named form one group."""
@@ -100,7 +100,7 @@ class Network:
         lines += [f"link set br{number} up" for number in range(self._switches, len(groups) + 1)]
         self._switches = max(self._switches, len(groups) + 1)
         lines += [f"link set {_port(host)} master br{named.get(host, 0)}" for host in self._hosts]
-        _ip(*lines, namespace=self.namespace(SWITCH))
+        run_ip(*lines, namespace=self.namespace(SWITCH))
 
     def heal(self) -> None:
         """All hosts reach each other again."""
@@ -125,12 +125,16 @@ class Network:
                 f"netns add {there}",
                 f"link add name eth0 netns {there} type veth peer name {_port(host)} netns {switch}",
             ]
-        _ip(*lines)
+        run_ip(*lines)
         ports = [f"link set {_port(host)} master br0 up" for host in self._hosts]
-        _ip("link add br0 type bridge", "link set br0 up", *ports, namespace=switch)
+        run_ip("link add br0 type bridge", "link set br0 up", *ports, namespace=switch)
+        self._configure()
+
+    def _configure(self) -> None:
+        """Give every host its loopback, its address and a route; the device eth0 is there."""
         for host, address in self._hosts.items():
             lines = ["link set lo up", f"addr add {address}/24 dev eth0", "link set eth0 up"]
-            _ip(*lines, "route add default dev eth0", namespace=self.namespace(host))
+            run_ip(*lines, "route add default dev eth0", namespace=self.namespace(host))
 
     def _remove(self) -> None:
         for name in (*self._hosts, SWITCH):
@@ -162,13 +166,13 @@ def _port(host: str) -> str:
     return f"p-{host}"[:15]
 
 
-def _ip(*lines: str, namespace: str = "") -> None:
+def run_ip(*lines: str, namespace: str = "") -> None:
     within = ["-netns", namespace] if namespace else []
     text = "\n".join(lines) + "\n"
     subprocess.run(["ip", *within, "-batch", "-"], input=text, check=True, capture_output=True, text=True)
 
 
-def _enter(descriptor: int) -> None:
+def enter_namespace(descriptor: int) -> None:
     """setns(2) for this thread; `os.setns` exists from Python 3.12 on."""
     library = ctypes.CDLL(None, use_errno=True)
     if library.setns(descriptor, CLONE_NEWNET) != 0:

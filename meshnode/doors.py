@@ -1,0 +1,81 @@
+"""The web applications of a node, made of its settings and parts: the model API, the control API, requests of peers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from meshnode.api.access import Access
+from meshnode.api.app import Controls, api_app, control_app
+from meshnode.api.events import Events
+from meshnode.api.gate import Gates
+from meshnode.api.inference import Inference
+from meshnode.api.metrics import Metrics
+from meshnode.api.peer_requests import PeerRequests
+from meshnode.api.record import Record
+from meshnode.api.request import Limits
+from meshnode.api.served import Served
+from meshnode.config import Settings
+from meshnode.core.routing import Router
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DoorParts:
+    """What callers meet: `here` are the models of this node, `models` those that can be asked for; `stopping` says
+    that nothing new is taken on."""
+
+    settings: Settings
+    gates: Gates
+    here: Callable[[], Sequence[Served]]
+    models: Callable[[], Sequence[Served]]
+    stopping: Callable[[], bool]
+
+
+def api_door(parts: DoorParts, *, node: str, finished: Callable[[Record], None]) -> Any:
+    """The application of the API port. `node` is the id in hex digits; `finished` is told of every request."""
+    settings = parts.settings
+    inference = Inference(
+        models=parts.models,
+        gates=parts.gates,
+        limits=_limits(settings),
+        headers={"x-meshnode-node": node[:10], "x-meshnode-radius": "local"},
+        finished=finished,
+        router=Router(random.Random()),
+    )
+    access = Access(
+        api_key=settings.api_key,
+        public=settings.listen_all,
+        hosts=settings.allowed_hosts,
+        origins=settings.allowed_origins,
+    )
+    return api_app(
+        inference=inference,
+        models=parts.models,
+        aliases=settings.aliases,
+        access=access,
+        owner=f"meshnode-{node[:10]}",
+        stopping=parts.stopping,
+    )
+
+
+def console_door(parts: DoorParts, *, controls: Controls, events: Events, metrics: Metrics) -> Any:
+    """The application of the console port."""
+    access = Access(hosts=parts.settings.allowed_hosts)
+    return control_app(controls=controls, events=events, metrics=metrics, models=parts.models, access=access)
+
+
+def peer_door(parts: DoorParts, *, finished: Callable[[Record], None]) -> PeerRequests:
+    """What answers the requests of other members: from this node's own engines only."""
+    return PeerRequests(
+        models=parts.here,
+        gates=parts.gates,
+        limits=_limits(parts.settings),
+        finished=finished,
+        stopping=parts.stopping,
+    )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(settings.max_body, settings.ping_interval, settings.aliases, stall_s=settings.stall_timeout)

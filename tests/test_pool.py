@@ -1,0 +1,121 @@
+"""A node's part in splits, without engines: what it says of itself, what it finds on its disk, who may host."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from meshnode.engine.installed import Engine
+from meshnode.errors import LeaseDenied, PeerUnreachable, WeightsUnavailable
+from meshnode.hardware import Device, Inventory, Memory, Processor
+from meshnode.rpc.held_lease import HeldLease
+from meshnode.wire.registry import LeaseCode, RpcKind, StreamType
+from meshnode.wire.splits import open_header
+from tests.models.gguf_samples import llama
+from tests.rpc.lease_room import ASK
+from tests.stage import Stage, running, token_of, until
+
+pytestmark = pytest.mark.anyio
+GIB = 1 << 30
+PLAN = b"p" * 16
+CPU = Device("CPU", "a processor", "cpu", "CPU", 16 * GIB, 12 * GIB)
+MACHINE = Inventory((CPU,), Processor("a processor", 8, 4), Memory(16 * GIB, 12 * GIB))
+
+
+def equip(stage: Stage, folder: Path) -> None:
+    engine = Engine(
+        folder / "llama-server", folder / "rpc-server", None, None, None, "x", (7, 0, 0), "cpu", True, "built"
+    )
+    stage.pool.equip(engine, MACHINE, {})
+
+
+async def test_a_node_says_what_it_lends_once_it_has_an_engine(tmp_path: Path) -> None:
+    async with running(tmp_path / "one") as one, running(tmp_path / "two") as two:
+        assert one.pool.has().devices == () and one.pool.has().rpc == 0
+        equip(two, tmp_path)
+        await two.meshing.join(await token_of(one))
+
+        def heard() -> bool:
+            member = one.meshing.snapshot().members.get(two.node)
+            return member is not None and member.dynamic is not None and member.dynamic.rpc == 7 << 16
+
+        await until(heard)
+        told = one.meshing.snapshot().members[two.node].dynamic
+        assert told is not None and [device.name for device in told.devices] == ["host"]
+        assert 0 < told.devices[0].free_bytes <= 12 * GIB
+
+
+@pytest.mark.parametrize("switch", ["client", "lend"])
+async def test_whoever_does_not_lend_says_so(tmp_path: Path, switch: str) -> None:
+    stage = Stage(tmp_path, **({"client": True} if switch == "client" else {"lend": False}))
+    equip(stage, tmp_path)
+    assert stage.pool.has().rpc == 0
+    await stage.pool.leave(0.0)
+    await stage.pool.stop()
+
+
+async def test_a_lease_is_refused_in_words_over_the_mesh(tmp_path: Path) -> None:
+    async with running(tmp_path / "one") as one, running(tmp_path / "two", lend=False) as two:
+        await two.meshing.join(await token_of(one))
+        await until(lambda: two.node in one.meshing.snapshot().members)
+        mesh = one.meshing.mesh
+        assert mesh is not None
+
+        async def open_lease() -> object:
+            return await mesh.open_stream(two.node, StreamType.RPC, open_header(RpcKind.LEASE, PLAN))
+
+        with pytest.raises(LeaseDenied) as caught:
+            await HeldLease.ask(
+                open_lease,  # type: ignore[arg-type]
+                PLAN,
+                replace(ASK, workers=(two.node,)),
+                lost=lambda words: None,
+                leaving=lambda: None,
+                timeout_s=5,
+            )
+        assert caught.value.lease_code == LeaseCode.NOT_LENT
+
+
+async def test_without_a_mesh_there_is_nobody_to_reach(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    with pytest.raises(PeerUnreachable):
+        await stage.pool._open_stream(StreamType.RPC, b"x" * 32, b"", 0)
+    await stage.pool.stop()
+
+
+async def test_a_model_of_this_disk_is_found_by_its_size_and_proven_by_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    folder = tmp_path / "hub" / "models--owner--repo" / "snapshots" / ("ab" * 20)
+    folder.mkdir(parents=True)
+    file = llama(folder / "small.gguf")
+    data = file.read_bytes()
+    stage = Stage(tmp_path / "home")
+    await stage.pool.start()
+    ask = replace(ASK, sha256=hashlib.sha256(data).digest(), size_bytes=len(data))
+    await stage.pool._fetch_for_lease(ask, b"h" * 32, lambda have, want: None)
+    assert await asyncio.to_thread(stage.pool._sharing.references, ask.sha256, b"") is not None
+    with pytest.raises(WeightsUnavailable):
+        await stage.pool._fetch_for_lease(replace(ask, sha256=b"o" * 32), b"h" * 32, lambda have, want: None)
+    await stage.pool.stop()
+
+
+async def test_a_split_is_hosted_by_one_node_of_a_mesh(tmp_path: Path) -> None:
+    async with running(tmp_path / "one") as one, running(tmp_path / "two") as two:
+        await two.meshing.join(await token_of(one))
+        await until(lambda: two.node in one.meshing.snapshot().members)
+        for stage in (one, two):
+            equip(stage, tmp_path)
+        model = b"m" * 32
+        assert await one.pool._claims.claim(model) == 1
+        await until(lambda: two.pool._claims.host(model) == one.node)
+        second = asyncio.ensure_future(two.pool._claims.claim(model))
+        await asyncio.wait({second}, timeout=0.1)
+        assert not second.done()
+        one.pool._claims.disclaim(model)
+        assert await second > 1
