@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import psutil
 
+from bench.disk import home
 from bench.line import LineShape
 from bench.llama import Llama
 from bench.node import BenchNode
@@ -95,7 +96,11 @@ class Pipeline:
             *options,
             *joining,
             within=partial(self._place.inside, name),
-            environment={"MESHNODE_BIND_HOST": self._place.address(name), "MESHNODE_NAME": name},
+            environment={
+                "MESHNODE_BIND_HOST": self._place.address(name),
+                "MESHNODE_NAME": name,
+                "HF_HOME": str(home()),
+            },
         )
 
     def start_worker(self, name: str) -> BenchNode:

@@ -13,13 +13,13 @@ from functools import partial
 import psutil
 
 from bench.counting import Heard, Streams, Take, by_socket
+from bench.disk import kept
 from bench.figures import quantile
 from bench.make_model import write_model
 from bench.pipeline import LAYERS, Pipeline, far, machines, spread
 from bench.place import Place
 from bench.record import Figure, Run
 from bench.wide_demo import Width, kept_wide_demo
-from meshnode.config import find_places
 
 LAN_MS = 0.25
 LAST = 400
@@ -125,10 +125,7 @@ def texts(run: Run, count: int) -> None:
 
     The words of random weights are of no sense, and a difference in the last digit of a probability can change them.
     """
-    shape = find_places().cache / "bench" / "random-40mb-q8_0.gguf"
-    if not shape.exists():
-        shape.parent.mkdir(parents=True, exist_ok=True)
-        write_model(shape, size_bytes=RANDOM_BYTES, layers=LAYERS)
+    shape = kept("random-40mb", lambda path: write_model(path, size_bytes=RANDOM_BYTES, layers=LAYERS))
     prompts = [PROMPTS[number % len(PROMPTS)].format(7 * number + 3) for number in range(count)]
     wrong, asked = [], 0
     for model in (str(shape), str(kept_wide_demo(Width(2, 2, LAYERS)))):

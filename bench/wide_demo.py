@@ -24,7 +24,7 @@ from typing import Any
 import gguf
 import numpy as np
 
-from meshnode.config import find_places
+from bench.disk import kept
 
 DEMO = Path(__file__).resolve().parent.parent / "meshnode" / "models" / "demo" / "target.gguf"
 BLOCK = np.dtype([("scale", "<f2"), ("values", "i1", 32)])
@@ -116,12 +116,8 @@ def write_wide_demo(path: Path, width: Width, *, noise: float = NOISE, seed: int
 
 def kept_wide_demo(width: Width) -> Path:
     """That model from the cache of this user; written when it is not there."""
-    path = find_places().cache / "bench" / f"counting-{width.times}x{width.hidden_times}x{width.layers}.gguf"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        print(f"writing {path}", flush=True)
-        write_wide_demo(path, width)
-    return path
+    stem = f"counting-{width.times}x{width.hidden_times}x{width.layers}"
+    return kept(stem, lambda path: write_wide_demo(path, width))
 
 
 def _shape(tensor: gguf.ReaderTensor) -> tuple[int, int]:

@@ -34,9 +34,6 @@ PAUSE_S = 660.0
 """A worker ends a lease itself for which it could fetch nothing for ten minutes (rpc/work.py)."""
 COMPRESS_FROM_S = 0.001
 """Below this round trip the time for packing is longer than that for the bytes."""
-LEASE_ROOM = 1.05
-SPARE_BYTES = 16 << 20
-"""A worker's limit is what the plan counts for it and this much more, for what no formula counts."""
 
 OpenStream = Callable[[bytes, bytes, int], Awaitable[MeshStream]]
 """(node, header, priority) -> an RPC stream to that node. Raises PeerUnreachable, PeerRefused, LinkLost."""
@@ -78,7 +75,7 @@ class _Part:
     @property
     def needs(self) -> tuple[DeviceNeed, ...]:
         """The memory of each device."""
-        return tuple(DeviceNeed(stage.device_index, _needed_bytes(stage)) for stage in self.stages)
+        return tuple(DeviceNeed(stage.device_index, stage.lease_bytes) for stage in self.stages)
 
     @property
     def needed_bytes(self) -> int:
@@ -230,10 +227,6 @@ def _parts(stages: Sequence[Stage]) -> list[_Part]:
         else:
             parts.append(_Part(stage.node, (stage,)))
     return parts
-
-
-def _needed_bytes(stage: Stage) -> int:
-    return round(stage.total_bytes * LEASE_ROOM) + SPARE_BYTES
 
 
 async def _ready(node: str, lease: HeldLease, progress: Callable[[str], None]) -> LeaseReady:

@@ -15,7 +15,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from meshnode.assembly import Assembly, Links, SplitModel
 from meshnode.core.placement import SoloPlan
@@ -26,13 +26,16 @@ from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, WorkerL
 from meshnode.splitting import describe_split
 from meshnode.telemetry import LOG
 
+Result = TypeVar("Result")
 Plan = SoloPlan | SplitPlan
 State = Literal["loading", "ready", "restarting"]
 
 REVIEW_S = 10.0
 """How often a plan in force is compared with what could be."""
 AVOID_S = 60.0
-"""How long a worker that failed is left out."""
+"""How long a worker that failed is left out, as long as there are others."""
+RECENT_S = 2.0
+"""Where there are no others it is asked again after this time."""
 FIRST_TRIES = 3
 RETRY_S = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)
 """Pauses before the next try after failures in a row; the last one repeats."""
@@ -53,6 +56,7 @@ class HostingParts:
     when another one is. `disclaim` ends that, `told(sha256, plan, id, serving)` says how far it is. `quiet` says
     whether nobody waits for an answer. `news` is set when the mesh has changed. `wait` makes a model that fits nowhere
     wait for machines; otherwise it does so for `settle_s`, for members that have yet to say what they have.
+    `refusal` is why this machine alone does not serve it: what is said where there is no other.
     """
 
     name: str
@@ -72,6 +76,7 @@ class HostingParts:
     wait: bool
     settle_s: float
     here: str
+    refusal: ModelDoesNotFit
 
 
 class Hosting:
@@ -120,8 +125,9 @@ class Hosting:
         self._held = True
 
     def engine_ended(self, detail: str) -> None:
-        """The engine of this generation is gone, or will never answer."""
-        self._end(f"the engine ended: {detail}")
+        """The engine of this generation is gone. Of one that is being started its start tells."""
+        if self._server is not None:
+            self._end(f"the engine ended: {detail}")
 
     async def waiting(self) -> None:
         """Return when the model waits for machines."""
@@ -136,7 +142,7 @@ class Hosting:
                 await self._begin_generation()
             except MeshnodeError as error:
                 await self._end_generation(GRACE_S)
-                failures += 1
+                failures = 0 if isinstance(error, ModelDoesNotFit) else failures + 1
                 LOG.info("a plan for %s failed: %s", self._parts.name, error.message)
                 settling = isinstance(error, ModelDoesNotFit) and time.monotonic() - began < self._parts.settle_s
                 if not first.done() and not settling and not self._may_wait(error, failures):
@@ -164,6 +170,9 @@ class Hosting:
     def _may_wait(self, error: MeshnodeError, failures: int) -> bool:
         if isinstance(error, ModelDoesNotFit):
             return self._parts.wait
+        if isinstance(error, WorkerLost) and self._parts.wait:
+            # It is left out from now on; there may be others, now or later.
+            return True
         return failures < FIRST_TRIES and isinstance(error, WorkerLost | EngineError)
 
     async def _pause(self, error: MeshnodeError, failures: int) -> None:
@@ -196,7 +205,7 @@ class Hosting:
         self._plan = plan
         try:
             await self._unless_lost(self._launch(plan, options))
-        except EngineError as error:
+        except MeshnodeError as error:
             if self._assembly is not None and (node := self._assembly.stingy()):
                 self._avoid(node)
                 raise WorkerLost("it did not give the memory that it had granted", node=node) from error
@@ -241,8 +250,12 @@ class Hosting:
         parts.told(model.sha256, plan, self._assembly.plan_id, False)
         return self._assembly.options
 
-    async def _unless_lost(self, starting: Awaitable[LlamaServer]) -> LlamaServer:
-        """The engine that is being started. Raises WorkerLost as soon as its workers cannot serve it any more."""
+    async def _launch(self, plan: Plan, options: SplitOptions | None) -> None:
+        """Start the engine of this generation."""
+        self._server = await self._parts.launch(plan, options)
+
+    async def _unless_lost(self, starting: Awaitable[Result]) -> Result:
+        """What is being started. Raises WorkerLost as soon as its workers cannot serve it any more."""
         launch, over = asyncio.ensure_future(starting), self._over
         assert over is not None
         try:
@@ -252,20 +265,23 @@ class Hosting:
                 raise WorkerLost(over.result())
             return launch.result()
         finally:
-            if not launch.done():
-                launch.cancel()
-                await asyncio.wait({launch})
+            launch.cancel()
+            await asyncio.gather(launch, return_exceptions=True)
 
     async def _decide(self) -> tuple[Decision, Plan]:
-        """What to do now. A model that has been served goes on alone rather than not at all. Raises ModelDoesNotFit."""
+        """What to do now. Workers that failed are asked again rather than nobody, and a model that has been served goes
+        on alone rather than not at all. Raises ModelDoesNotFit.
+        """
         ended = self._plan if isinstance(self._plan, SplitPlan) else None
-        decision = await self._parts.decide(None, ended, self._without(), False)
-        try:
-            return decision, self._chosen(decision)
-        except ModelDoesNotFit:
-            if not self._generation:
-                raise
-        decision = await self._parts.decide(None, ended, self._without(), True)
+        avoided, failed = self._without(), self._without(RECENT_S)
+        ways = [(avoided, False)] + ([(failed, False)] if failed != avoided else [])
+        ways += [(avoided, True)] if self._generation else []
+        for without, alone in ways[:-1]:
+            decision = await self._parts.decide(None, ended, without, alone)
+            with contextlib.suppress(ModelDoesNotFit):
+                return decision, self._chosen(decision)
+        without, alone = ways[-1]
+        decision = await self._parts.decide(None, ended, without, alone)
         return decision, self._chosen(decision)
 
     def _chosen(self, decision: Decision) -> Plan:
@@ -274,6 +290,8 @@ class Hosting:
             return decision.split
         if decision.solo is not None and decision.solo[0] == self._parts.here:
             return decision.solo[1]
+        if len(decision.candidates) < 2 and not self._parts.wait:
+            raise self._parts.refusal
         refusal = decision.refusal
         words = refusal.reason if refusal else "no plan with this node as its host"
         raise ModelDoesNotFit(
@@ -319,17 +337,20 @@ class Hosting:
             return "this machine can hold it alone now"
         return ""
 
-    def _without(self) -> frozenset[str]:
+    def _without(self, since_s: float = AVOID_S) -> frozenset[str]:
+        """The workers that have failed within this time."""
         now = time.monotonic()
-        self._avoided = {node: until for node, until in self._avoided.items() if until > now}
-        return frozenset(self._avoided)
+        self._avoided = {node: at for node, at in self._avoided.items() if now - at < AVOID_S}
+        return frozenset(node for node, at in self._avoided.items() if now - at < since_s)
 
     def _avoid(self, node: str) -> None:
-        self._avoided[node] = time.monotonic() + AVOID_S
+        self._avoided[node] = time.monotonic()
 
     def _lost(self, node: str, words: str) -> None:
-        self._avoid(node)
-        self._end(f"{node[:10]}: {words}")
+        # Those that are lost after the first were waiting for it.
+        if self._over is not None and not self._over.done():
+            self._avoid(node)
+            self._end(f"{node[:10]}: {words}")
 
     def _wants_to_leave(self, node: str) -> None:
         self._avoid(node)

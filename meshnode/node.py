@@ -429,6 +429,7 @@ class Node:
             "models": models,
             "mesh": self._meshing.facts() if self._meshing is not None else None,
             "pool": self._pool.facts() if self._pool is not None else None,
+            "standby": self._pool.standby_facts() if self._pool is not None else None,
             "requests": {
                 "finished": self._served_count,
                 "active": sum(model["busy"] for model in models),

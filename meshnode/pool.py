@@ -8,9 +8,11 @@ says of all that in its statements.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -34,11 +36,12 @@ from meshnode.models.cache import LocalModel
 from meshnode.models.digest import content_sha256
 from meshnode.models.header import Header
 from meshnode.models.references import References
+from meshnode.models.shapes import ModelShape, shape_of
 from meshnode.models.store import ModelStore
 from meshnode.models.wanted import Wanted
 from meshnode.net.stream import MeshStream
 from meshnode.offers import devices_of
-from meshnode.planning import Speeds, budget_of, wishes_of
+from meshnode.planning import Speeds, budget_of, mode_of, wishes_of
 from meshnode.rpc.claims import Claims
 from meshnode.serving import Launch, Serving, Tell
 from meshnode.sharing import FetchProgress, Sharing, SharingParts
@@ -92,6 +95,7 @@ class Pool:
         self._store: ModelStore | None = None
         self._standby: Standby | None = None
         self._news = asyncio.Event()
+        self._settled_at = 0.0
         self._stops: dict[bytes, Callable[[str], None]] = {}
         self._splitting = Splitting(settings=settings, node=node, name=name, members=snapshot)
         self._claims = Claims(Elections(node, random=random.Random()), changed=changed, stop=self._must_stop)
@@ -132,7 +136,8 @@ class Pool:
         self._engine, self._inventory, self._speeds = engine, inventory, speeds
         self._splitting.equip(engine, inventory, speeds)
         self._lending.equip(engine, inventory)
-        self._serving.split_with(self._host, self.learn)
+        self._settled_at = time.monotonic() + SETTLE_S
+        self._serving.split_with(self._host, self.learn, self._split_of)
         if self._settings.standby and not self._settings.client:
             self._standby = self._make_standby()
             self._standby.start()
@@ -178,12 +183,33 @@ class Pool:
 
     async def plan(self, text: str) -> dict[str, Any]:
         """What the mesh could do with a model, for `meshnode plan`. Raises ModelNotFound, EngineError."""
-        name, shape, content_hash = await self._serving.look_at(text)
-        current = self._serving.split_of(name)
+        looked = await self._serving.look_at(text)
         decision = await self._splitting.decide(
-            shape, content_hash, taken_bytes=self._taken_bytes(without=self._serving.find(name)), current=current
+            shape_of(looked.header),
+            looked.content_hash,
+            taken_bytes=self._taken_bytes(without=self._serving.find(looked.name)),
+            current=self._serving.split_of(looked.name),
+            whole=mode_of(looked.header) != "chat",
         )
-        return plan_facts(name, decision, self._node.hex())
+        facts = plan_facts(looked.name, decision, self._node.hex(), looked.selection)
+        facts["fix"] = await self._serving.fix_for(looked) if decision.refusal is not None else ""
+        return facts
+
+    async def _split_of(self, shape: ModelShape, unit: Unit | None) -> SplitPlan | None:
+        """The plan over several machines for a model that this one does not hold.
+
+        Members that were just met are given the time to say what they have.
+        """
+        while True:
+            taken_bytes = self._taken_bytes(without=unit)
+            decision = await self._splitting.decide(shape, "", taken_bytes=taken_bytes, alone=True, here=True)
+            left_s = self._settled_at - time.monotonic()
+            if decision.split is not None or self._is_alone() or left_s <= 0:
+                return decision.split
+            self._news.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(left_s):
+                    await self._news.wait()
 
     # --- models that the mesh asks for ----------------------------------------------------------------------
 
@@ -244,7 +270,9 @@ class Pool:
 
     # --- hosting --------------------------------------------------------------------------------------------
 
-    def _host(self, unit: Unit, launch: Launch, state: Callable[[ServedState, str], None]) -> Hosting:
+    def _host(
+        self, unit: Unit, launch: Launch, state: Callable[[ServedState, str], None], refusal: ModelDoesNotFit
+    ) -> Hosting:
         assert unit.shape is not None
         shape = unit.shape
 
@@ -294,6 +322,7 @@ class Pool:
                 wait=self._settings.split,
                 settle_s=0.0 if self._is_alone() else SETTLE_S,
                 here=self._node.hex(),
+                refusal=refusal,
             )
         )
 
@@ -389,5 +418,8 @@ class Pool:
 
     def facts(self) -> dict[str, Any]:
         """For /api/status: the leases of this node, and the weights that come and go."""
-        standby = self._standby.facts() if self._standby is not None else None
-        return {"lending": self._lending.facts(), "weights": self._sharing.facts(), "standby": standby}
+        return {"lending": self._lending.facts(), "weights": self._sharing.facts()}
+
+    def standby_facts(self) -> dict[str, Any] | None:
+        """For /api/status: what this node took on by itself; None where it does not."""
+        return self._standby.facts() if self._standby is not None else None

@@ -6,13 +6,15 @@ planner its shape) before anything is written.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import shlex
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from meshnode.core.precision import Candidate, PrecisionChoice, choose_precision, describe_loss
+from meshnode.core.precision import Candidate, Holding, choose_beside, describe_loss
 from meshnode.core.quantisation import LADDER, ModelFacts, QuantisationPlan, plan_to_fit, plan_types
 from meshnode.engine.installed import Engine
 from meshnode.engine.quantize import QuantizeJob, quantize
@@ -20,10 +22,13 @@ from meshnode.errors import EngineError, ModelFileInvalid, SettingsError
 from meshnode.models.cache import LocalModel
 from meshnode.models.gguf import read_header
 from meshnode.models.header import FILE_TYPES, Header
+from meshnode.models.shapes import ModelShape, shape_of
 from meshnode.models.variants import Variant
 from meshnode.telemetry import Report, silent
 
 DEFAULT_MIX = "Q4_K_M"
+ROUNDS = 7
+"""Steps of the search for a file that fits: to a hundredth of what there is between the smallest and the largest."""
 
 __all__ = [
     "QuantisationPlan",
@@ -33,6 +38,8 @@ __all__ = [
     "header_as_planned",
     "plan_for",
     "quantise",
+    "quantise_command",
+    "smaller_file",
 ]
 
 
@@ -136,12 +143,53 @@ def quantise(
 
 
 def choose_variant(
-    variants: Sequence[Variant], held: Callable[[Variant], int]
-) -> tuple[Variant | None, PrecisionChoice]:
-    """The quantisation to serve of those there are, and why; `held` ranks as core.precision.choose_precision wants."""
-    known = {Candidate(variant.quant, variant.size_bytes): variant for variant in variants}
-    choice = choose_precision(tuple(known), lambda candidate: held(known[candidate]))
-    return (known[choice.candidate] if choice.candidate else None), choice
+    usual: Variant, variants: Sequence[Variant], held: Callable[[Variant], Holding]
+) -> tuple[Variant | None, str]:
+    """The quantisation to serve of those there are, and why it is another one than `usual`, or why there is none."""
+    known = {Candidate(variant.quant, variant.size_bytes): variant for variant in (*variants, usual)}
+    choice = choose_beside(
+        Candidate(usual.quant, usual.size_bytes), tuple(known), lambda candidate: held(known[candidate])
+    )
+    return (known[choice.candidate] if choice.candidate else None), choice.sentence
+
+
+# --- a file that does not exist yet -------------------------------------------------------------------------------
+
+
+async def smaller_file(header: Header, held: Callable[[ModelShape], Awaitable[bool]]) -> QuantisationPlan | None:
+    """The best file that could be made of one with many bits and that is held; None where none is, and of a source
+    that was quantised before.
+    """
+    facts = facts_of(header)
+    smallest = await asyncio.to_thread(plan_types, header.tensors, facts, LADDER[-1])
+
+    async def fits(plan: QuantisationPlan) -> bool:
+        return await held(await asyncio.to_thread(lambda: shape_of(header_as_planned(header, plan))))
+
+    if smallest.requantises or not await fits(smallest):
+        return None
+    best, low, high = smallest, smallest.file_bytes, header.file_bytes
+    for _ in range(ROUNDS):
+        middle = (low + high) // 2
+        plan = await asyncio.to_thread(plan_to_fit, header.tensors, facts, middle)
+        if plan is not None and await fits(plan):
+            best, low = plan, middle
+        else:
+            high = middle
+    return best
+
+
+def quantise_command(name: str, plan: QuantisationPlan, *, on_disk: bool) -> str:
+    """What to type for the file of a plan, and what comes of it, as the `fix` of a refusal."""
+    quoted, size = shlex.quote(name), plan.file_bytes
+    fetch = "" if on_disk else f"meshnode pull {quoted} && "
+    words = [
+        f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB",
+        f"{plan.bits_per_weight:.1f} bits a weight",
+    ]
+    if loss := describe_loss(plan.loss).partition(" (")[0]:
+        words.append(loss)
+    return f"make a file that fits ({', '.join(words)}) and serve that: {fetch}meshnode quantize {quoted} --fit {size}"
 
 
 def _compare(made: Header, plan: QuantisationPlan) -> None:

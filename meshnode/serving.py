@@ -25,12 +25,13 @@ from meshnode.engine.commands import SplitOptions
 from meshnode.engine.installed import Engine
 from meshnode.engine.server import LlamaServer, ServerParts, ServerSnapshot
 from meshnode.errors import EngineError, MeshnodeError, ModelDoesNotFit, ModelInUse, ModelNotFound
+from meshnode.fitting import SMALLER, Fitting, Looked, Splits
 from meshnode.hardware import Inventory
 from meshnode.launching import options_of
 from meshnode.models.cache import LocalModel
 from meshnode.models.digest import DigestStopped, content_sha256
 from meshnode.models.names import ModelRef
-from meshnode.models.shapes import ModelShape, shape_of
+from meshnode.models.shapes import shape_of
 from meshnode.models.store import ModelStore
 from meshnode.planning import (
     Speeds,
@@ -51,8 +52,9 @@ Launch = Callable[[SoloPlan | SplitPlan, SplitOptions | None], Awaitable[LlamaSe
 """Starts an engine for a plan, and returns when it answers."""
 Learn = Callable[[LocalModel, Callable[[], bool]], Awaitable[str]]
 """The hash of a model on this disk, in hex digits; the second argument says when to stop."""
-Host = Callable[[Unit, Launch, Callable[[ServedState, str], None]], Hosted]
-"""Hosts a model over several machines: the model, what starts engines, what is told of its state."""
+Host = Callable[[Unit, Launch, Callable[[ServedState, str], None], ModelDoesNotFit], Hosted]
+"""Hosts a model over several machines: the model, what starts engines, what is told of its state, and why this machine
+alone does not."""
 
 LEARN_EVERY_S = 60.0
 STOP_GRACE_S = 5.0
@@ -90,6 +92,7 @@ class Serving:
         self._speeds: Speeds = {}
         self._host: Host | None = None
         self._learn: Learn | None = None
+        self._fitting = Fitting(settings, self._budget)
         self.node = ""
         """The id of this node in hex digits, once it is known."""
 
@@ -98,10 +101,12 @@ class Serving:
     def equip(self, engine: Engine, inventory: Inventory, speeds: Speeds) -> None:
         """The engine, the devices to plan with, and how fast they are."""
         self._engine, self._inventory, self._speeds = engine, inventory, speeds
+        self._fitting.equip(inventory, speeds)
 
-    def split_with(self, host: Host, learn: Learn) -> None:
-        """What hosts a model that does not fit here alone, and what learns the hash of one for others."""
+    def split_with(self, host: Host, learn: Learn, splits: Splits) -> None:
+        """What hosts a model that does not fit here alone, learns the hash of one for others, and plans a split."""
         self._host, self._learn = host, learn
+        self._fitting.split_with(splits)
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -134,6 +139,8 @@ class Serving:
                 await self._prepare(unit)
                 await self._start(unit)
         except MeshnodeError as error:
+            if isinstance(error, ModelDoesNotFit) and self._store is not None:
+                error.fix = await self._fitting.fix_of(self._store, unit) or error.fix
             unit.error = error
             self._set(unit, "failed", error.message)
             self._problems.put("model-load-failed", unit.id, model=unit.id, reason=error.message, fix=error.fix)
@@ -227,6 +234,9 @@ class Serving:
     async def _prepare(self, unit: Unit) -> None:
         store = self._store
         assert store is not None
+        # What the mesh asked for is the very model that others serve.
+        if not unit.reason and (chosen := await self._fitting.choose(store, unit)):
+            self._tell("model", f"{unit.id}  {chosen}")
         unit.local = await asyncio.to_thread(store.find, unit.ref)
         if unit.local is None or unit.local.incomplete:
             self._set(unit, "loading", "downloading")
@@ -260,10 +270,10 @@ class Serving:
                 raise ModelDoesNotFit("a split was asked for")
             drafting = await self._drafting_of(unit)
             plan, drafting = plan_with(drafting, partial(self._plan, unit))
-        except ModelDoesNotFit:
+        except ModelDoesNotFit as refusal:
             if self._host is None or unit.mode != "chat":
                 raise
-            await self._start_hosted(unit, self._host)
+            await self._start_hosted(unit, self._host, refusal)
         else:
             self._tell("model", describe_plan(unit.id, shape, plan, predict(shape, plan, self._speeds)))
             self._set(unit, "loading", "loading into memory")
@@ -272,8 +282,8 @@ class Serving:
         self._problems.clear("model-load-failed", unit.id)
         self._tell("ready", f"{unit.id} after {time.monotonic() - started:.1f} s")
 
-    async def _start_hosted(self, unit: Unit, host: Host) -> None:
-        """Serve a model with the help of other machines."""
+    async def _start_hosted(self, unit: Unit, host: Host, refusal: ModelDoesNotFit) -> None:
+        """Serve a model with the help of other machines. Raises `refusal` where there are none."""
 
         async def launch(plan: SoloPlan | SplitPlan, split: SplitOptions | None) -> LlamaServer:
             drafting = await self._drafting_of(unit, plan) if isinstance(plan, SplitPlan) else Drafting()
@@ -281,7 +291,7 @@ class Serving:
                 drafting = Drafting(key=drafting.key, reason="the draft model does not fit beside it")
             return await self._launch(unit, plan, split, drafting)
 
-        unit.hosting = host(unit, launch, partial(self._set, unit))
+        unit.hosting = host(unit, launch, partial(self._set, unit), refusal)
         waiting = asyncio.create_task(unit.hosting.waiting())
         waiting.add_done_callback(self._one_waits)
         try:
@@ -321,7 +331,7 @@ class Serving:
                     taken[device] = taken.get(device, 0) + size
         return taken
 
-    def _budget(self, unit: Unit) -> Budget:
+    def _budget(self, unit: Unit | None) -> Budget:
         """What this machine has left for a model, beside what others of this node take."""
         assert self._inventory is not None
         return budget_of(self._inventory, self._settings, taken_host_bytes=self.taken(unit).get(HOST, 0))
@@ -338,8 +348,7 @@ class Serving:
         if isinstance(found, Refusal):
             raise ModelDoesNotFit(
                 found.reason + (" beside what is served already" if self.taken(unit) else ""),
-                fix="take a smaller quantisation or model (meshnode search shows sizes), or add machines: --split waits"
-                " for them",
+                fix=SMALLER,
             )
         return found
 
@@ -419,23 +428,19 @@ class Serving:
         """Whether an engine of this node has the file open."""
         return any(unit.local is not None and path in unit.local.parts for unit in self._units.values())
 
-    async def look_at(self, text: str) -> tuple[str, ModelShape, str]:
-        """Name, memory shape, and the hash of the weights where it is known, of a model that may not be here.
-
-        Raises ModelNotFound, and what fetching a header raises.
+    async def look_at(self, text: str) -> Looked:
+        """A model that may not be here. Raises ModelNotFound, EngineError before `equip`, and what fetching a header
+        raises.
         """
+        if self._inventory is None:
+            raise EngineError("the engine of this node is not ready yet", fix="try again in a moment")
         ref = await self.resolve(text)
-        known = self._units.get(ref.short_name)
-        if known is not None and known.shape is not None:
-            return known.id, known.shape, known.content_hash
-        store = self._store
-        assert store is not None
-        local = await asyncio.to_thread(store.find, ref)
-        if local is not None and not local.incomplete:
-            header = await asyncio.to_thread(store.read, local)
-            return ref.short_name, shape_of(header), local.sha256 or ""
-        header = await asyncio.to_thread(lambda: store.read_remote(store.look_up(ref)))
-        return ref.short_name, shape_of(header), ""
+        assert self._store is not None
+        return await self._fitting.look_at(self._store, ref, self._units.get(ref.short_name))
+
+    async def fix_for(self, looked: Looked) -> str:
+        """What to do for a model that does not fit."""
+        return await self._fitting.fix_for(looked, self._units.get(looked.name)) or SMALLER
 
     async def adopt(self, text: str) -> Unit | None:
         """Make a model that this node took on by itself one that a person asked for; None for any other."""

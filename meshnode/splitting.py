@@ -15,10 +15,11 @@ from typing import Any
 from meshnode.config import Settings
 from meshnode.core.coordinates import distance_s
 from meshnode.core.effects import Member, MembershipSnapshot
-from meshnode.core.split import Decision, DeviceFacts, DeviceKind, NodeFacts, SplitPlan, SplitWishes
+from meshnode.core.split import Decision, DeviceFacts, DeviceKind, NodeFacts, SplitPlan, SplitWishes, Stage
 from meshnode.core.splitting import decide
 from meshnode.engine.installed import Engine
 from meshnode.errors import EngineError
+from meshnode.fitting import Selection
 from meshnode.hardware import Inventory
 from meshnode.models.shapes import ModelShape
 from meshnode.planning import Speeds, budget_of, usable_accelerators
@@ -84,19 +85,24 @@ class Splitting:
         without: Collection[str] = (),
         alone: bool = False,
         here: bool = False,
+        whole: bool = False,
     ) -> Decision:
         """How a model is best served by this mesh now.
 
         `content_hash` are the hex digits of its weights, "" while unknown. `taken_bytes` is what other models of this
-        node hold of main memory, `current` the plan in force, `ended` one that has just ended, `without` are nodes that must not take part. With
-        `alone` anything that runs will do, also where a split was asked for; with `here` this node is the host, even
-        where another one would be the better choice. Raises EngineError before `equip`.
+        node hold of main memory, `current` the plan in force, `ended` one that has just ended, `without` are nodes that
+        must not take part. With `alone` anything that runs will do, also where a split was asked for; with `here` this
+        node is the host, even where another one would be the better choice; with `whole` it is served by one machine or
+        not at all. Raises EngineError before `equip`.
         """
         others = self.others()
         nodes = [self._this_node(taken_bytes, content_hash)]
         nodes += [self._node_facts(member, content_hash, current, ended, without) for member in others]
         if here:
             nodes = [dataclasses.replace(node, has_weights=node.here) for node in nodes]
+        if whole:
+            nodes = [dataclasses.replace(node, lends=False, why_not=node.why_not or _not_whole(node)) for node in nodes]
+            alone = True
         settings = self._settings
         wishes = SplitWishes(
             context=settings.ctx_size,
@@ -161,14 +167,14 @@ class Splitting:
         memory = next((device for device in devices if device.name == HOST_DEVICE), None)
         wanted = bytes.fromhex(content_hash)[:CONTENT_HASH_BYTES]
         stages = current.stages if current else ()
-        held = {stage.device_index: stage.total_bytes for stage in stages if stage.node == node}
-        # News of what a lease has freed may be on their way still.
+        held = {stage.device_index: stage for stage in stages if stage.node == node}
+        # News of what a lease has taken or freed may be on their way still.
         stages = ended.stages if ended else ()
         freed = {stage.device_index: stage.limit_bytes for stage in stages if stage.node == node}
         found = tuple(
             DeviceFacts(
                 name=device.name,
-                usable_bytes=max(device.free_bytes + held.get(index, 0), freed.get(index, 0)),
+                usable_bytes=max(_with_lease(device.free_bytes, held.get(index)), freed.get(index, 0)),
                 bandwidth_bytes_per_s=device.bandwidth * MEGABYTE or None,
                 layer_s=device.layer_us * MICROSECOND or None,
                 kind="gpu" if gpus else "cpu",
@@ -228,13 +234,28 @@ class Splitting:
         return MeasuredDelays(found)
 
 
+def _not_whole(node: NodeFacts) -> str:
+    return "" if node.here or node.has_weights else "only models that write text are split, and it has no weights"
+
+
+def _with_lease(free_bytes: int, held: Stage | None) -> int:
+    """What a plan may use of a device of which the plan in force holds something."""
+    return max(free_bytes, min(free_bytes + held.lease_bytes, held.limit_bytes)) if held else free_bytes
+
+
 def _pair(a: str, b: str) -> tuple[str, str]:
     return min(a, b), max(a, b)
 
 
-def plan_facts(model: str, decision: Decision, here: str) -> dict[str, Any]:
-    """A decision as /api/plan answers it: `decision` in full, and one sentence."""
-    return {"model": model, "decision": dataclasses.asdict(decision), "sentence": sentence_of(model, decision, here)}
+def plan_facts(model: str, decision: Decision, here: str, selection: Selection | None = None) -> dict[str, Any]:
+    """A decision as /api/plan answers it: `decision` in full, one sentence, and the quantisations that there are."""
+    return {
+        "model": model,
+        "decision": dataclasses.asdict(decision),
+        "sentence": sentence_of(model, decision, here),
+        "variants": selection.facts() if selection is not None else [],
+        "precision": selection.sentence if selection is not None else "",
+    }
 
 
 def sentence_of(model: str, decision: Decision, here: str) -> str:

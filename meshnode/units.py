@@ -160,7 +160,7 @@ def entry_of(unit: Unit, queue: QueueSnapshot) -> dict[str, Any]:
         "draft": unit.draft,
         "predicted_tokens_per_s": unit.predicted,
         "plan": dataclasses.asdict(unit.plan) if unit.plan else None,
-        "split": unit.hosting.facts() if unit.hosting and isinstance(unit.plan, SplitPlan) else None,
+        "split": unit.hosting.facts() if unit.hosting and not isinstance(unit.plan, SoloPlan) else None,
         "reason": unit.reason,
         "engine": {
             "pid": snapshot.pid,

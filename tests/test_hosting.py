@@ -58,6 +58,7 @@ class FakeAssembly:
     """Stands for leases and tunnels; what happens to the workers is told to it by the test."""
 
     refusing: set[str] = set()
+    misers: set[str] = set()
     made: list[FakeAssembly] = []
 
     def __init__(self, plan: SplitPlan, lost: Callable[[str, str], None], leaving: Callable[[str], None]) -> None:
@@ -80,6 +81,9 @@ class FakeAssembly:
 
     def counters(self) -> list[dict[str, int]]:
         return []
+
+    def stingy(self) -> str:
+        return next((node for node in self.plan.workers if node in self.misers), "")
 
 
 class FakeServer:
@@ -152,6 +156,7 @@ class Scene:
                 wait=self.wait,
                 settle_s=0.0,
                 here=HERE,
+                refusal=ModelDoesNotFit("0.4 GiB short"),
             )
         )
         return self.hosting
@@ -174,7 +179,7 @@ class Scene:
 
 @pytest.fixture(autouse=True)
 def fake_assemblies(monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeAssembly.made, FakeAssembly.refusing = [], set()
+    FakeAssembly.made, FakeAssembly.refusing, FakeAssembly.misers = [], set(), set()
     monkeypatch.setattr(hosting, "Assembly", FakeAssembly)
     monkeypatch.setattr(hosting, "REVIEW_S", 0.01)
 
@@ -225,6 +230,44 @@ def test_a_worker_that_refuses_is_left_out_at_once() -> None:
         host = scene.make()
         await host.start()
         assert [made.plan.workers for made in FakeAssembly.made] == [(NEAR,)]
+        await host.stop()
+
+    run(test)
+
+
+def test_a_worker_that_does_not_give_what_it_granted_is_left_out() -> None:
+    async def test() -> None:
+        FakeAssembly.misers = {FAR}
+        scene = Scene(choose=lambda without: split_over(NEAR) if FAR in without else split_over(FAR), crashes=1)
+        host = scene.make()
+        await host.start()
+        assert [made.plan.workers for made in FakeAssembly.made] == [(FAR,), (NEAR,)]
+        await host.stop()
+
+    run(test)
+
+
+def test_bad_workers_do_not_end_a_model_that_waits_for_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other comes and refuses, more often than a start is tried otherwise."""
+    monkeypatch.setattr(hosting, "RETRY_S", (0.0, 0.01))
+
+    async def test() -> None:
+        bad = [f"{number:02x}" * 32 for number in range(2 * hosting.FIRST_TRIES)]
+        FakeAssembly.refusing = set(bad)
+
+        def choose(without: frozenset[str]) -> SplitPlan | None:
+            left = [node for node in bad if node not in without]
+            return split_over(left[0]) if left else None
+
+        scene = Scene(choose=choose, wait=True)
+        host = scene.make()
+        start = asyncio.create_task(host.start())
+        await host.waiting()
+        assert not start.done() and scene.without[-1] == frozenset(bad)
+        scene.choose, scene.plan = None, split_over(NEAR)
+        scene.news.set()
+        await start
+        assert FakeAssembly.made[-1].plan.workers == (NEAR,)
         await host.stop()
 
     run(test)
@@ -298,6 +341,21 @@ def test_where_nothing_fits_the_start_fails_in_words() -> None:
         scene = Scene(plan=None)
         host = scene.make()
         with pytest.raises(ModelDoesNotFit, match="no other member can take layers"):
+            await host.start()
+
+    run(test)
+
+
+def test_where_there_is_no_other_machine_the_start_says_what_this_one_lacks() -> None:
+    async def test() -> None:
+        host = Scene(plan=None).make()
+        parts = host._parts
+
+        async def nobody(*asked: object) -> Decision:
+            return replace(decided(None), candidates=decided(None).candidates[:1])
+
+        host._parts = replace(parts, decide=nobody)
+        with pytest.raises(ModelDoesNotFit, match="0.4 GiB short"):
             await host.start()
 
     run(test)

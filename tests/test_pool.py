@@ -9,12 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from meshnode.core.placement import Budget, Refusal, Wishes, plan_solo
 from meshnode.engine.installed import Engine
-from meshnode.errors import LeaseDenied, PeerUnreachable, WeightsUnavailable
+from meshnode.errors import (
+    EngineError,
+    LeaseDenied,
+    ModelFileInvalid,
+    ModelNotFound,
+    PeerUnreachable,
+    WeightsUnavailable,
+)
 from meshnode.hardware import Device, Inventory, Memory, Processor
+from meshnode.models.gguf import read_model
+from meshnode.models.shapes import shape_of
 from meshnode.rpc.held_lease import HeldLease
 from meshnode.wire.registry import LeaseCode, RpcKind, StreamType
 from meshnode.wire.splits import open_header
+from tests.e2e.small_models import embedding_model, many_bits_model
 from tests.models.gguf_samples import llama
 from tests.rpc.lease_room import ASK
 from tests.stage import Stage, running, token_of, until
@@ -119,3 +130,82 @@ async def test_a_split_is_hosted_by_one_node_of_a_mesh(tmp_path: Path) -> None:
         assert not second.done()
         one.pool._claims.disclaim(model)
         assert await second > 1
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+
+
+def equip_to_plan(stage: Stage, folder: Path) -> None:
+    equip(stage, folder)
+    engine = stage.pool._engine
+    assert engine is not None
+    stage.serving.equip(engine, MACHINE, {})
+
+
+async def test_before_the_engine_is_there_nothing_can_be_planned(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    with pytest.raises(EngineError, match="not ready yet"):
+        await stage.pool.plan("demo")
+    await stage.pool.stop()
+
+
+async def test_a_plan_has_a_sentence_and_the_variants(tmp_path: Path) -> None:
+    stage = Stage(tmp_path)
+    equip_to_plan(stage, tmp_path)
+    facts = await stage.pool.plan("demo")
+    (variant,) = facts["variants"]
+    assert (variant["fits"], variant["chosen"], variant["on_disk"]) == ("solo", True, True)
+    assert facts["decision"]["solo"] and facts["fix"] == facts["precision"] == ""
+    with pytest.raises(ModelNotFound, match="nothing is called"):
+        await stage.pool.plan("nosuchmodel")
+    await stage.pool.stop()
+
+
+async def test_what_does_not_fit_ends_in_a_command(tmp_path: Path) -> None:
+    file = many_bits_model(tmp_path / "wordy-F16.gguf")
+    shape = shape_of(read_model(file))
+    refusal = plan_solo(shape, Budget(0), Wishes(512, 1))
+    assert isinstance(refusal, Refusal)
+    stage = Stage(tmp_path, max_vram=refusal.needed_bytes - 1, ctx_size=512, parallel=1, kv_type="q8_0")
+    equip_to_plan(stage, tmp_path)
+    facts = await stage.pool.plan(str(file))
+    assert facts["decision"]["refusal"] and facts["variants"][0]["fits"] == "no"
+    assert f"meshnode quantize {file} --fit " in facts["fix"]
+    await stage.pool.stop()
+
+
+async def test_a_model_in_parts_of_which_one_is_missing(tmp_path: Path) -> None:
+    part = llama(tmp_path / "large-00001-of-00002.gguf")
+    stage = Stage(tmp_path)
+    equip_to_plan(stage, tmp_path)
+    with pytest.raises(ModelFileInvalid, match="large"):
+        await stage.pool.plan(str(part))
+    await stage.pool.stop()
+
+
+@pytest.mark.parametrize("embeds", [True, False])
+async def test_only_models_that_write_text_are_split(tmp_path: Path, embeds: bool) -> None:
+    make = embedding_model if embeds else many_bits_model
+    file = make(tmp_path / "model.gguf")
+    refusal = plan_solo(shape_of(read_model(file)), Budget(0), Wishes(512, 1))
+    assert isinstance(refusal, Refusal)
+    wishes = {"ctx_size": 512, "parallel": 1, "kv_type": "q8_0", "max_vram": refusal.needed_bytes - 1}
+    async with running(tmp_path / "one", **wishes) as one, running(tmp_path / "two") as two:
+        await two.meshing.join(await token_of(one))
+        for stage in (one, two):
+            equip_to_plan(stage, tmp_path)
+
+        def measured() -> bool:
+            member = one.meshing.snapshot().members.get(two.node)
+            lends = member is not None and member.dynamic is not None and bool(member.dynamic.rpc)
+            return lends and one.pool._rtt_s(two.node.hex()) is not None
+
+        await until(measured)
+        facts = await one.pool.plan(str(file))
+        (variant,) = facts["variants"]
+        if not embeds:
+            assert facts["decision"]["split"] and variant["fits"] == "split"
+            return
+        assert facts["decision"]["refusal"] and variant["fits"] == "no"
+        (other,) = [each for each in facts["decision"]["candidates"] if each["node"] == two.node.hex()]
+        assert "only models that write text are split" in other["reason"]

@@ -11,11 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gguf
-import numpy as np
 import pytest
 
 from meshnode.config import find_places
+from meshnode.core.precision import Holding
 from meshnode.core.quantisation import LADDER
 from meshnode.engine.installed import Engine
 from meshnode.engine.provision import find
@@ -28,6 +27,7 @@ from meshnode.models.names import ModelRef, file_ref
 from meshnode.models.shapes import shape_of
 from meshnode.models.variants import Variant
 from meshnode.precision import choose_variant, facts_of, header_as_planned, plan_for, quantise
+from tests.e2e.small_models import many_bits_model
 
 sys.path.insert(0, str(Path(__file__).parent / "models"))
 
@@ -51,24 +51,7 @@ def engine(engine_bin: Path) -> Engine:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
     """The demo with its weights as F16: small, and it still answers."""
-    path = tmp_path_factory.mktemp("plain") / "demo-F16.gguf"
-    reader = gguf.GGUFReader(DEMO_TARGET)
-    writer = gguf.GGUFWriter(path, "llama")
-    for field in reader.fields.values():
-        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
-            continue
-        sub_type = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
-        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    for tensor in reader.tensors:
-        whole = gguf.dequantize(tensor.data, tensor.tensor_type)
-        vector = len(tensor.shape) == 1
-        writer.add_tensor(tensor.name, whole.astype(np.float32) if vector else whole.astype(np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return local(path)
+    return local(many_bits_model(tmp_path_factory.mktemp("plain") / "demo-F16.gguf"))
 
 
 def local(path: Path) -> LocalModel:
@@ -185,6 +168,11 @@ def test_a_header_as_it_would_be(tmp_path: Path) -> None:
 def test_the_variant_that_is_held() -> None:
     ref = ModelRef("o/m", "hub", repo="o/m")
     variants = [Variant(ref.with_quant(quant), quant, size, 0) for quant, size in (("Q4_K_M", 5), ("Q8_0", 9))]
-    taken, choice = choose_variant(variants, lambda variant: variant.size_bytes < 6)
-    assert taken == variants[0] and "Q8_0" in choice.sentence
-    assert choose_variant(variants, lambda _: 0)[0] is None
+    usual, better = variants
+    assert choose_variant(usual, variants, lambda _: Holding.WHOLE) == (usual, "")
+    taken, sentence = choose_variant(usual, variants, lambda _: Holding.WELL)
+    assert taken == better and "no loss that shows" in sentence
+    taken, sentence = choose_variant(better, [usual], lambda variant: Holding(4 * (variant.size_bytes < 6)))
+    assert taken == usual and "Q8_0" in sentence
+    taken, sentence = choose_variant(better, [], lambda _: Holding.NOT)
+    assert taken is None and "not even Q8_0" in sentence

@@ -153,6 +153,15 @@ def test_the_context_is_what_the_engine_says_else_what_was_planned() -> None:
 # --- as the gateway sees it -----------------------------------------------------------------------------------
 
 
+def test_a_draft_model_takes_memory_where_it_runs() -> None:
+    unit = asked()
+    assert unit.taken() == {}
+    unit.plan, unit.draft_bytes = PLAN, {"CUDA0": 50}
+    assert unit.taken() == {"CUDA0": 173, "host": 102}
+    unit.draft_bytes = {"host": 7}
+    assert unit.taken() == {"CUDA0": 123, "host": 109}
+
+
 def test_a_model_that_was_just_asked_for_cannot_answer() -> None:
     served = served_of(asked(), node=NODE)
     assert (served.state, served.slots, served.context_length, served.detail) == ("loading", 1, 0, "waiting")

@@ -5,7 +5,7 @@ host is "restarting" or "loading". A request that has no other host waits for on
 on there. How it is known that a host came back:
 
     our own engine    it has another key than the one that failed, or was seen down in between
-    a peer's          it was seen down in between, or it is asked: news of a peer may be a second old, but a node whose
+    a peer's          it was seen down and is up, or it is asked: news of a peer may be seconds old, but a node whose
                       engine is not there answers "model_loading" at once
 
 A request may be what kills the engine. So a host that gave nothing new of the answer FRUITLESS times is not asked again
@@ -28,7 +28,7 @@ WAIT_S = 30.0
 NOTICE_S = 2.0
 """How long it may take until the death of our own engine is noticed: a large process dies slowly."""
 LOOK_S = 0.05
-ASK_FIRST_S, ASK_LAST_S = 0.25, 1.0
+ASK_FIRST_S, ASK_LAST_S = 0.25, 0.5
 """Pauses between the questions to a peer; each is twice the one before."""
 FRUITLESS = 2
 LIMIT = 10
@@ -119,7 +119,7 @@ class Comebacks:
             self._until = loop.time() + WAIT_S
         while True:
             now, coming = loop.time(), False
-            for host in self._hosts():
+            for host in sorted(self._hosts(), key=lambda host: not host.ready):
                 if content_hash and host.content_hash != content_hash:
                     continue
                 if self._is_back(host, now, fresh=bool(content_hash)):
@@ -131,13 +131,13 @@ class Comebacks:
 
     def _is_back(self, host: Host, now: float, *, fresh: bool) -> bool:
         past = self._past.get(host.node)
-        if not host.ready:
+        if not host.ready and (host.here or host.connect is None or host.state not in DOWN):
             return False
         if past is None:
-            return fresh
+            return fresh and host.ready
         if past.fruitless >= FRUITLESS:
             return False
-        if past.seen_down:
+        if past.seen_down and host.ready:
             return True
         if host.here:
             return host.api_key != past.key

@@ -47,7 +47,26 @@ def show_plan(facts: dict[str, Any]) -> None:
         for candidate in sorted(candidates, key=lambda each: (_rank(each["verdict"]), order.get(each["node"], 0)))
     ]
     table(["NODE", "RTT", "MEMORY", "TOKENS/S", "VERDICT", "REASON"], rows)
+    variants = facts.get("variants", [])
+    if len(variants) > 1:
+        write_line("")
+        table(["QUANTISATION", "SIZE", "FITS", "TOKENS/S", ""], [_variant_row(variant) for variant in variants])
     write_line(f"\n{facts['sentence']}")
+    if facts.get("precision"):
+        write_line(f"chosen: {facts['precision']}" if any(v["chosen"] for v in variants) else facts["precision"])
+    if facts.get("fix"):
+        write_line(f"to do: {facts['fix']}")
+
+
+def _variant_row(variant: dict[str, Any]) -> list[str]:
+    notes = [word for word, holds in (("chosen", variant["chosen"]), ("on this disk", variant["on_disk"])) if holds]
+    return [
+        printable(variant["quantisation"]),
+        human_bytes(variant["size_bytes"]),
+        variant["fits"],
+        _rate(variant["predicted_tokens_per_s"]),
+        ", ".join(notes),
+    ]
 
 
 def _rank(verdict: str) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import IntEnum
 
 # Bits of a weight (from the GiB that are given for 8.03e9 weights, where bits are not) and the rise in perplexity; None
 # where none is stated.
@@ -24,6 +25,27 @@ QUALITY: dict[str, tuple[float, float | None]] = {
 }  # fmt: skip
 ENOUGH_BITS = 5.6
 """From here on (Q5_K_M) another bit costs speed and hardly shows: under 0.06 of perplexity by the same table."""
+
+HEAVY_LOSS = 1.0
+HEAVY_BITS = 3.5
+"""From such a rise in perplexity on, or where none is stated below so many bits, a model is taken only if no other is
+held at all."""
+
+
+class Holding(IntEnum):
+    """How well hardware holds a model, the better the higher."""
+
+    NOT = 0
+    BARELY = 1
+    """With a loss of precision that is heavy."""
+    TOGETHER = 2
+    """Over several machines."""
+    PARTLY = 3
+    """On this one, some of it in main memory and some on GPUs."""
+    WHOLE = 4
+    """Wholly on GPUs, or in main memory where there are none."""
+    WELL = 5
+    """Wholly on GPUs, with all the context that was wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +88,33 @@ def choose_precision(candidates: Sequence[Candidate], held: Callable[[Candidate]
     return PrecisionChoice(taken, _sentence(taken, others, ranks, best))
 
 
+def choose_beside(
+    usual: Candidate, candidates: Sequence[Candidate], held: Callable[[Candidate], Holding]
+) -> PrecisionChoice:
+    """The quantisation to serve where `usual` is what the name stands for: another one only for a reason.
+
+    Fewer bits where the usual ones are not held at all, more where these are held well. Where the usual candidate is
+    taken the sentence is empty.
+    """
+    ranks = {candidate: held(candidate) for candidate in dict.fromkeys((usual, *candidates))}
+    kept = [
+        candidate
+        for candidate, rank in ranks.items()
+        if candidate == usual
+        or (ranks[usual] == Holding.NOT if bits_of(candidate) < bits_of(usual) else rank >= Holding.WELL)
+    ]
+    for candidate in kept:
+        if candidate != usual and _loses_heavily(candidate):
+            ranks[candidate] = min(ranks[candidate], Holding.BARELY)
+    choice = choose_precision(kept, lambda candidate: int(ranks[candidate]))
+    return PrecisionChoice(usual, "") if choice.candidate == usual else choice
+
+
+def _loses_heavily(candidate: Candidate) -> bool:
+    loss = QUALITY.get(_plain(candidate.name), (0.0, None))[1]
+    return loss >= HEAVY_LOSS if loss is not None else bits_of(candidate) < HEAVY_BITS
+
+
 def bits_of(candidate: Candidate) -> float:
     """Bits of a weight; where nothing tells, the size stands for them, as a fraction of a bit."""
     return candidate.bits or bits_named(candidate.name) or candidate.size_bytes / 1e15
@@ -73,11 +122,15 @@ def bits_of(candidate: Candidate) -> float:
 
 def bits_named(name: str) -> float:
     """Bits of a weight under a quantisation of this name, 0 when unknown; `UD-` and `_XL` are variations."""
-    plain = name.upper().removeprefix("UD-")
+    plain = _plain(name)
     for known in (plain, plain.rpartition("_")[0], plain.rpartition("_")[0] + "_M"):
         if known in QUALITY:
             return QUALITY[known][0]
     return {"MXFP4": 4.25, "MXFP4_MOE": 4.25, "NVFP4": 4.5}.get(plain, 0.0)
+
+
+def _plain(name: str) -> str:
+    return name.upper().removeprefix("UD-")
 
 
 def describe_loss(loss: float | None) -> str:
@@ -92,7 +145,7 @@ def describe_loss(loss: float | None) -> str:
 
 
 def _sentence(taken: Candidate, others: Sequence[Candidate], ranks: dict[Candidate, int], best: int) -> str:
-    known = QUALITY.get(taken.name.upper().removeprefix("UD-"))
+    known = QUALITY.get(_plain(taken.name))
     bits = taken.bits or bits_named(taken.name)
     parts = [f"{taken.name}, {_size(taken.size_bytes)}" + (f", {bits:.1f} bits a weight" if bits else "")]
     if loss := describe_loss(known[1] if known else None):

@@ -27,6 +27,9 @@ SLOWEST_BYTES_PER_S = 1e6
 FASTEST_BYTES_PER_S = 1e15
 LONGEST_LAYER_S = 1.0
 LONGEST_RTT_S = 10.0
+LEASE_ROOM = 1.05
+SPARE_BYTES = 16 << 20
+"""A worker is asked for this much more than what is counted, for what no formula counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +125,11 @@ class Stage:
     def total_bytes(self) -> int:
         """All that it holds."""
         return self.weights_bytes + self.kv_bytes + self.compute_bytes
+
+    @property
+    def lease_bytes(self) -> int:
+        """What its node is asked for: somewhat more, but not more than the plan has found there."""
+        return max(self.total_bytes, min(round(self.total_bytes * LEASE_ROOM) + SPARE_BYTES, self.limit_bytes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ it uses the standard library alone. What it takes away holds for the program and
 - the network, by Landlock ABI 4 (Linux 6.7): it can listen on one TCP port and connect to none;
 - signals and abstract Unix sockets of other processes, by Landlock ABI 6 (Linux 6.12), and their memory and
   environment with any ABI;
-- resources, by setrlimit(2): open files, the size of files, address space.
+- resources, by setrlimit(2): open files, the size of files, address space;
+- the capabilities of a superuser, with which it could read the memory of others in spite of Landlock.
 
 A kernel without one of these leaves it out and the program runs all the same: `missing` says what.
 
@@ -27,7 +28,8 @@ OPEN_FILES = 1024
 # code, stacks and heaps.
 PROGRAM_BYTES = 1 << 30
 
-_PR_SET_NO_NEW_PRIVS = 38
+_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 24, 38
+_CAPABILITIES = 64
 # The same numbers on every architecture (asm-generic/unistd.h).
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _ASK_VERSION = 1
@@ -43,7 +45,7 @@ _OF_DEVICES = _READ | _WRITE_FILE | _TRUNCATE | _IOCTL_DEV | _REMOVE_FILE | _MAK
 _BIND_TCP, _CONNECT_TCP = 1 << 0, 1 << 1
 _NETWORK_ABI, _SCOPE_ABI = 4, 6
 _SCOPES = 0b11
-_PT_INTERP = 3
+_PT_INTERP, _ELF_SEGMENTS = 3, 128
 
 # Libraries, their configuration, and what a processor or GPU tells of itself. Homes, /var, /tmp and /run are not there.
 _READABLE = (
@@ -58,9 +60,8 @@ def sandboxed(
 ) -> list[str]:
     """The command line that runs `program` (an absolute path and its arguments) with what it needs and no more.
 
-    It may listen on `port` of TCP and read what is below `readable`, which is to name the
-    folders of its libraries. `memory_bytes` is what its buffers may take; its
-    address space is bounded accordingly.
+    It may listen on `port` of TCP and read what is below `readable`, which is to name the folders of its libraries.
+    `memory_bytes` is what its buffers may take; its address space is bounded accordingly.
     """
     argv = [sys.executable, "-I", "-S", __file__, "--port", str(port)]
     argv += ["--gpu"] if gpu else []
@@ -113,6 +114,15 @@ def _lower(kind: int, limit: int) -> None:
     _, hard = resource.getrlimit(kind)
     limit = limit if hard == resource.RLIM_INFINITY else min(limit, hard)
     resource.setrlimit(kind, (limit, limit))
+
+
+def drop_capabilities() -> None:
+    """Leave a superuser's program without capabilities(7) from its execve on; other users' have none anyway."""
+    if sys.platform == "linux":
+        library = _library()
+        for capability in range(_CAPABILITIES):
+            # Refused to all but a superuser, and for numbers that this kernel does not know.
+            library.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
 class Landlock:
@@ -200,12 +210,15 @@ def loader_of(program: str) -> str:
         def number(data: bytes, start: int, size: int) -> int:
             return int.from_bytes(data[start : start + size], sys.byteorder)
 
-        entry_bytes = number(head, 54, 2)
-        table = os.pread(descriptor, entry_bytes * number(head, 56, 2), number(head, 32, 8))
+        entry_bytes, entries = number(head, 54, 2), min(number(head, 56, 2), _ELF_SEGMENTS)
+        table = os.pread(descriptor, entry_bytes * entries, number(head, 32, 8))
         for start in range(0, len(table), entry_bytes or 1):
             if number(table, start, 4) == _PT_INTERP:
                 name = os.pread(descriptor, min(4096, number(table, start + 32, 8)), number(table, start + 8, 8))
                 return os.fsdecode(name.rstrip(b"\0"))
+    except OverflowError:
+        # A place beyond the end of any file.
+        return ""
     finally:
         os.close(descriptor)
     return ""
@@ -238,6 +251,7 @@ def main(argv: list[str]) -> None:
         os._exit(2)
     try:
         limit_resources(gpu=gpu, memory_bytes=memory_bytes)
+        drop_capabilities()
         confine(program[0], port=port, gpu=gpu, readable=readable)
         os.execv(program[0], program)
     except OSError as error:

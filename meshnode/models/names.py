@@ -15,7 +15,7 @@ import contextlib
 import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -48,7 +48,8 @@ class ModelRef:
     """One model, as asked for.
 
     `canonical` is its name in configuration, logs and the mesh: `owner/repo:QUANT`, `file:STEM` or `demo`. `quant` is
-    "" until the files of a repository are known, `filename` the path inside it when one file was meant.
+    "" until the files of a repository are known, `filename` the path inside it when one file was meant. `is_open`: no
+    quantisation was named (an alias, a repository), so another one may be chosen; it is no part of what the model is.
     """
 
     canonical: str
@@ -59,6 +60,7 @@ class ModelRef:
     filename: str = ""
     revision: str = "main"
     path: Path | None = None
+    is_open: bool = field(default=False, compare=False)
 
     def with_quant(self, quant: str) -> ModelRef:
         """The same repository with this quantisation."""
@@ -102,7 +104,7 @@ def resolve(
     _refuse_hostile(text)
     local = tuple(local)
     if entry := catalog.find(text):
-        return alias_ref(entry)
+        return replace(alias_ref(entry), is_open=bool(entry.repo))
     if _is_url(text):
         return _from_url(text)
     if _is_path(text) or (text.lower().endswith(".gguf") and is_file(Path(text))):
@@ -259,7 +261,7 @@ def _from_repo(text: str, shown: str = "") -> ModelRef:
     if (tag and not _TAG.fullmatch(tag)) or (revision and (not _REVISION.fullmatch(revision) or ".." in revision)):
         raise _malformed(shown or text)
     quant = "" if tag.lower() == "latest" else tag.upper()
-    return ModelRef(repo, "hub", repo=repo, revision=revision or "main").with_quant(quant)
+    return ModelRef(repo, "hub", repo=repo, revision=revision or "main", is_open=not quant).with_quant(quant)
 
 
 def _check_repo(repo: str, shown: str) -> None:

@@ -68,7 +68,12 @@ def variants_on_disk(store: ModelStore, ref: ModelRef) -> tuple[Variant, ...]:
         return () if found is None or found.incomplete else (Variant(ref, ref.quant, found.total_bytes, 0),)
     models = cache.models_in_repo(cache.repo_folder(store.folder, ref.repo), ref.repo)
     whole = [
-        Variant(replace(model.ref, alias=""), model.ref.quant, model.total_bytes, model.total_bytes - model.size_bytes)
+        Variant(
+            replace(model.ref, alias=""),
+            model.ref.quant,
+            model.total_bytes + (model.mmproj.stat().st_size if model.mmproj else 0),
+            model.total_bytes - model.size_bytes,
+        )
         for model in models
         if model.ref.quant
     ]

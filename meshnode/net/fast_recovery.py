@@ -14,11 +14,12 @@ from typing import Any
 from aioquic.quic.packet import QuicPacketType
 from aioquic.quic.packet_builder import QuicDeliveryState
 from aioquic.quic.rangeset import RangeSet
-from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
+from aioquic.quic.recovery import QuicPacketSpace
 from aioquic.quic.stream import QuicStreamSender
 from aioquic.tls import Epoch
 
 from meshnode.net.congestion import MeshCongestionControl
+from meshnode.net.recovery import PatientRecovery
 
 WORTH_MERGING = 8
 """Below so many packets in flight aioquic's own loop is as good."""
@@ -60,8 +61,8 @@ class StreamPacket:
         return [(self.sender.on_data_delivery, (self.start, self.stop, self.fin))]
 
 
-class FastRecovery(QuicPacketRecovery):
-    """aioquic's loss recovery, told of whole runs where that is the same."""
+class FastRecovery(PatientRecovery):
+    """Loss recovery, told of whole runs where that is the same."""
 
     def on_ack_received(self, *, ack_rangeset: RangeSet, ack_delay: float, now: float, space: QuicPacketSpace) -> None:
         """An ACK frame has come in."""

@@ -12,6 +12,7 @@ first). The set is exact while only `send_stream_data` and this module act; what
 
 A stream is handed over to aioquic's pass when it has anything to say besides data (STOP_SENDING, RESET_STREAM, a FIN
 without data, its own end), and small pieces of several streams are, too, because aioquic packs them into one packet.
+A small piece goes the same way while an acknowledgement is owed, which may ride on it (quic_acks.py).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from meshnode.net.fast_conditions import steady
 from meshnode.net.fast_packets import StreamWriter
 from meshnode.net.fast_recovery import FastRecovery
 from meshnode.net.pacing import BurstPacer
+from meshnode.net.recovery import recover
 
 PASS_EVERY_S = 0.001
 TIMER_SLACK_S = 0.0002
@@ -40,15 +42,7 @@ class FastSend(QuicConnection):
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self._loss = FastRecovery(
-            congestion_control_algorithm=self._configuration.congestion_control_algorithm,
-            initial_rtt=self._configuration.initial_rtt,
-            max_datagram_size=self._max_datagram_size,
-            peer_completed_address_validation=not self._is_client,
-            quic_logger=self._quic_logger,
-            send_probe=self._send_probe,
-            logger=self._logger,
-        )
+        recover(self, FastRecovery)
         pace(self)
         self._ready: set[QuicStream] | None = None
         self._pass_at = 0.0
@@ -156,7 +150,7 @@ class FastSend(QuicConnection):
                 bulk = True
             else:
                 small += 1
-        return bulk, due or small > 1
+        return bulk, due or small > 1 or (small > 0 and space.ack_at is not None)
 
     def _send_streams(self, now: float, pacer: BurstPacer, datagrams: list[tuple[bytes, Any]]) -> bool:
         """Fill the burst. True when it ended before the data did, and only the burst was in the way."""

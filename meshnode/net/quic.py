@@ -2,8 +2,9 @@
 
 Added: mutual authentication by raw keys, the TLS exporter, credit by consumption (`quic_credit.py`), bursts
 (`congestion.py`), key updates, a datagram size that can be tested and raised and path validation for either role
-(`quic_path.py`), and PINGs that are answered at once, so that their round trip is the path's. Left out: session
-tickets and 0-RTT (early data would arrive before its sender is known), unidirectional streams, version negotiation.
+(`quic_path.py`), acknowledgements that ride on data (`quic_acks.py`), and PINGs that are answered at once, so that
+their round trip is the path's. Left out: session tickets and 0-RTT (early data would arrive before its sender is
+known), unidirectional streams, version negotiation.
 
 aioquic offers no public way to most of this, so private names are used; all of them are in the modules named here and
 in the `fast_*` ones, and `selftest.py` tries at start-up what security rests on. No IO and no clock here: datagrams
@@ -32,6 +33,7 @@ from meshnode.identity import NodeId
 from meshnode.net import congestion, tls
 from meshnode.net.credit import CONNECTION_FIRST_BYTES, STREAM_FIRST_BYTES
 from meshnode.net.fast import FastQuic, connection_class
+from meshnode.net.quic_acks import QuicAcks
 from meshnode.net.quic_credit import QuicCredit
 from meshnode.net.quic_path import DATAGRAM_FRAME_OVERHEAD_BYTES, FIRST_DATAGRAM_BYTES, QuicPath
 from meshnode.wire.registry import ALPN, LIMIT_STREAMS_A_LINK
@@ -86,7 +88,7 @@ def configuration(
     )
 
 
-class MeshQuic(QuicPath, QuicCredit):
+class MeshQuic(QuicPath, QuicCredit, QuicAcks):
     """See the module. Works on aioquic's QuicConnection and on our faster one alike: see `connection_type`."""
 
     def __init__(
@@ -176,11 +178,13 @@ class MeshQuic(QuicPath, QuicCredit):
 
     def feed(self, datagrams: Sequence[bytes], source: Any, now: float) -> None:
         """Handle datagrams that came together."""
+        self.brace()
         if isinstance(self, FastQuic):
             self.receive_datagrams(datagrams, source, now)
         else:
             for datagram in datagrams:
                 self.receive_datagram(datagram, source, now)
+        self.hasten(now)
 
     def _handle_ping_frame(self, context: QuicReceiveContext, frame_type: int, buf: Buffer) -> None:
         super()._handle_ping_frame(context, frame_type, buf)

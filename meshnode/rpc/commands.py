@@ -16,6 +16,7 @@ from functools import partial
 from meshnode.rpc.expand import Feed, Part
 from meshnode.rpc.facts import References
 from meshnode.rpc.flow import Flow
+from meshnode.rpc.liveness import HEARSAY_S
 from meshnode.rpc.push import Arrivals, Convert, Open, PushTarget, outgoing
 from meshnode.rpc.server_link import ServerLink
 from meshnode.wire import ggml_rpc as rpc
@@ -244,7 +245,8 @@ class Commands:
                 raise WireError(f"a push to stage {stage}")
 
             def broke(error: OSError) -> None:
-                self._end(f"the connection to the worker of stage {stage + 1} is lost: {error}")
+                words = f"the connection to the worker of stage {stage + 1} is lost: {error}"
+                self._loop.call_later(HEARSAY_S, self._end, words)
 
             target = self._targets[stage] = PushTarget(open_stream, self.pause, self.resume, broke)
         return target

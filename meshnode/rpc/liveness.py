@@ -13,6 +13,9 @@ OWED_FOR_S = 3.0
 IDLE_S = 1.0
 """An rpc-server that owes a reply and has not worked for so long has stalled."""
 LATE_S = 0.25
+HEARSAY_S = 1.0
+"""What a worker says of the loss of another one it keeps back for so long: the host learns of that from the lost one
+itself, or by its silence, and must not take the messenger for it."""
 
 
 class Watch:

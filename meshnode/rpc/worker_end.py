@@ -9,6 +9,7 @@ from functools import partial
 from meshnode.net.stream import MeshStream
 from meshnode.rpc.commands import Lent
 from meshnode.rpc.facts import References, WorkerFacts
+from meshnode.rpc.liveness import HEARSAY_S
 from meshnode.rpc.push import Arrivals, Convert, receive
 from meshnode.rpc.session import Session
 from meshnode.wire.registry import Reset
@@ -86,7 +87,9 @@ class WorkerEnd:
             stream.reset(Reset.MALFORMED)
             self._end(f"the worker of stage {place} broke the rules: {error}")
         except OSError as error:
-            self._end(f"the connection to the worker of stage {place} is lost: {error}")
+            if (session := self._session) is not None:
+                words = f"the connection to the worker of stage {place} is lost: {error}"
+                asyncio.get_running_loop().call_later(HEARSAY_S, session.end, words)
 
     def _end(self, words: str) -> None:
         if self._session is not None:

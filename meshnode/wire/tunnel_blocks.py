@@ -21,6 +21,8 @@ MOST_PUSH_BYTES: Final = 256 << 20
 """Activations of 2048 tokens in a model of width 32768."""
 MOST_WORDS_BYTES: Final = 500
 TUNNEL_VERSION: Final = 1
+WHOLE_BLOCK_BYTES: Final = 64 << 10
+"""Up to this size the body of a BYTES block is held until it is complete."""
 
 _U16: Final = Struct("!BB")
 _GENERATION: Final = Struct("!I")
@@ -66,27 +68,35 @@ _BODY_BYTES: Final[dict[int, tuple[int, int]]] = {
 
 
 class BlockReader:
-    """Cuts a stream into blocks. Holds at most one block; the work is linear in the bytes."""
+    """Cuts a stream into blocks. Holds at most one block; the work is linear in the bytes.
+
+    Of a BYTES block of more than WHOLE_BLOCK_BYTES the body passes in pieces, as it comes, each like a block.
+    """
 
     def __init__(self) -> None:
         self._held = bytearray()
         self._need = BLOCK_HEAD.size
+        self._passing = 0
+        """So much of a large BYTES block is still to come."""
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes of a block that is not complete."""
+        """Bytes that are held of a block that is not complete."""
         return len(self._held)
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """(kind, body) of every block that is complete. Raises WireError for a kind or length that cannot be."""
-        if self._held:
+        found: list[tuple[int, bytes]] = []
+        at = 0
+        if self._passing:
+            at = self._pass(data, 0, found)
+        elif self._held:
             self._held += data
             if len(self._held) < self._need:
-                return []
+                return found
             data = bytes(self._held)
             self._held.clear()
-        found: list[tuple[int, bytes]] = []
-        at, end, need = 0, len(data), BLOCK_HEAD.size
+        end, need = len(data), BLOCK_HEAD.size
         while end - at >= BLOCK_HEAD.size:
             kind, size = BLOCK_HEAD.unpack_from(data, at)
             bounds = _BODY_BYTES.get(kind)
@@ -95,6 +105,10 @@ class BlockReader:
             if not bounds[0] <= size <= bounds[1]:
                 raise WireError(f"a block of kind {kind} with {size} bytes")
             body_at = at + BLOCK_HEAD.size
+            if kind == Block.BYTES and size > WHOLE_BLOCK_BYTES:
+                self._passing = size
+                at = self._pass(data, body_at, found)
+                continue
             if body_at + size > end:
                 need = BLOCK_HEAD.size + size
                 break
@@ -104,6 +118,13 @@ class BlockReader:
             self._held += data[at:]
             self._need = need
         return found
+
+    def _pass(self, data: bytes, at: int, found: list[tuple[int, bytes]]) -> int:
+        piece = data[at : at + self._passing]
+        if piece:
+            self._passing -= len(piece)
+            found.append((Block.BYTES, piece))
+        return at + len(piece)
 
 
 def block(kind: Block, body: bytes = b"") -> bytes:

@@ -220,7 +220,22 @@ async def test_a_peer_that_cannot_be_reached_is_not_waited_for_unless_it_said_th
     assert await waiting == peer()
 
 
-async def test_others_with_the_same_weights_may_come_up_meanwhile() -> None:
+async def test_a_peer_that_was_seen_down_is_asked_before_it_is_seen_up() -> None:
+    """News of a peer may be seconds old."""
+    past = Comebacks(Hosts(peer("restarting")))
+    past.failed(peer(), LOST, gave=True)
+    assert await past.next("w") == peer("restarting")
+    unasked = Comebacks(Hosts(replace(peer("restarting"), connect=None)))
+    unasked.failed(peer(), LOST, gave=True)
+    waiting = asyncio.create_task(unasked.next("w"))
+    await asyncio.sleep(0.02)
+    assert not waiting.done()
+    waiting.cancel()
+
+
+async def test_others_with_the_same_weights_may_come_up_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(comebacks, "ASK_FIRST_S", 60)
+    monkeypatch.setattr(comebacks, "ASK_LAST_S", 60)
     hosts = Hosts(peer("restarting"), peer("loading", node=C))
     past = Comebacks(hosts)
     past.failed(peer(), LOST, gave=True)

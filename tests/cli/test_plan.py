@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from meshnode.cli.plan import plan
-from meshnode.errors import ModelNotFound
+from meshnode.errors import EngineError, HubUnreachable, MeshnodeError, ModelFileInvalid, ModelNotFound
 from tests.cli.conftest import ScriptedNode
 
 COLUMNS = ["NODE", "RTT", "MEMORY", "TOKENS/S", "VERDICT", "REASON"]
@@ -108,11 +108,59 @@ def test_a_hostile_name_steers_no_terminal_and_a_verdict_of_a_newer_node_comes_l
     assert "3f9a1c02be " in run(tmp_path, "b").stdout
 
 
-def test_errors_are_those_of_the_node(scripted: ScriptedNode, tmp_path: Path) -> None:
-    scripted.answer_with("/api/plan", ModelNotFound("nothing is called b"))
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (ModelNotFound("nothing is called b", fix="did you mean c?"), 4),
+        (ModelFileInvalid("b-00001-of-00002.gguf: 1 of 2 parts is missing"), 4),
+        (HubUnreachable(), 5),
+        (EngineError("the engine of this node is not ready yet", fix="try again in a moment"), 6),
+    ],
+)
+def test_errors_are_those_of_the_node(
+    scripted: ScriptedNode, tmp_path: Path, error: MeshnodeError, exit_code: int
+) -> None:
+    scripted.answer_with("/api/plan", error)
+    result = run(tmp_path, "b")
+    assert result.exit_code == exit_code and result.stdout == ""
+    assert error.code in result.stderr and error.detail in result.stderr and error.fix in result.stderr
+    result = run(tmp_path, "b", "--json")
+    assert result.exit_code == exit_code
+    assert json.loads(result.stdout)["error"] == error.as_dict()
+
+
+def variant(quantisation: str, size_bytes: int, **changes: Any) -> dict[str, Any]:
+    facts = {"name": f"o/b:{quantisation}", "quantisation": quantisation, "size_bytes": size_bytes, "on_disk": False}
+    return {**facts, "fits": "no", "predicted_tokens_per_s": None, "chosen": False, **changes}
+
+
+def test_the_quantisations_and_what_was_chosen(scripted: ScriptedNode, tmp_path: Path) -> None:
+    variants = [
+        variant("Q3_K_M", 4_000_000_000, fits="solo", predicted_tokens_per_s=21.04, chosen=True, on_disk=True),
+        variant("Q4_K_M", 4_900_000_000, fits="split", predicted_tokens_per_s=9.5),
+        variant("F16", 16_000_000_000),
+    ]
+    said = answer(candidate()) | {"variants": variants, "precision": "Q3_K_M, 4.0 GB; a loss that shows", "fix": ""}
+    scripted.answer_with("/api/plan", said)
+    result = run(tmp_path, "b")
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert ["QUANTISATION", "SIZE", "FITS", "TOKENS/S"] in lines
+    assert ["Q3_K_M", "4.0", "GB", "solo", "21", "chosen,", "on", "this", "disk"] in lines
+    assert ["Q4_K_M", "4.9", "GB", "split", "9.5"] in lines and ["F16", "16", "GB", "no", "-"] in lines
+    assert result.stdout.endswith("chosen: Q3_K_M, 4.0 GB; a loss that shows\n")
+    scripted.answer_with("/api/plan", said | {"variants": variants[:1], "precision": ""})
+    assert "QUANTISATION" not in run(tmp_path, "b").stdout
+
+
+def test_where_nothing_fits_it_says_what_to_do(scripted: ScriptedNode, tmp_path: Path) -> None:
+    refusal = {"needed_bytes": 2, "available_bytes": 1, "reason": "short"}
+    said = answer(candidate(verdict="rejected"), refusal=refusal)
+    said |= {"variants": [], "precision": "not even F16 is held here", "fix": "meshnode quantize b --fit 7400000"}
+    scripted.answer_with("/api/plan", said)
     result = run(tmp_path, "b")
     assert result.exit_code == 4
-    assert "model-not-found" in result.stderr
+    assert result.stdout.splitlines()[-2:] == ["not even F16 is held here", "to do: meshnode quantize b --fit 7400000"]
 
 
 def test_without_a_node_it_says_so(tmp_path: Path) -> None:

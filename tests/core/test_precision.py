@@ -10,8 +10,10 @@ from meshnode.core.precision import (
     ENOUGH_BITS,
     QUALITY,
     Candidate,
+    Holding,
     bits_named,
     bits_of,
+    choose_beside,
     choose_precision,
     describe_loss,
 )
@@ -88,3 +90,42 @@ def test_words_for_a_loss_grow_with_it() -> None:
     words = [describe_loss(loss) for loss in (0.0, 0.03, 0.2, 0.6, 3.5)]
     assert len({text.partition(" (")[0] for text in words}) == 5
     assert describe_loss(None) == ""
+
+
+# --- beside what a name stands for --------------------------------------------------------------------------------
+
+USUAL = next(candidate for candidate in ALL if candidate.name == "Q4_K_M")
+
+
+def beside(ranks: dict[str, Holding], usual: Candidate = USUAL) -> str:
+    choice = choose_beside(usual, ALL, lambda candidate: ranks.get(candidate.name, Holding.NOT))
+    assert bool(choice.sentence) is (choice.candidate != usual)
+    return choice.candidate.name if choice.candidate else ""
+
+
+@pytest.mark.parametrize("held", [Holding.TOGETHER, Holding.PARTLY, Holding.WHOLE, Holding.WELL])
+def test_what_a_name_stands_for_stays_where_it_is_held(held: Holding) -> None:
+    assert beside({candidate.name: min(held, Holding.WHOLE) for candidate in ALL}) == "Q4_K_M"
+    assert beside({"Q4_K_M": held, "Q3_K_M": Holding.WELL, "Q2_K": Holding.WELL}) == "Q4_K_M"
+
+
+def test_more_bits_only_where_they_are_held_well() -> None:
+    assert beside(dict.fromkeys((candidate.name for candidate in ALL), Holding.WELL)) == "Q5_K_M"
+    assert beside({"Q4_K_M": Holding.WELL, "Q8_0": Holding.WELL, "Q5_K_M": Holding.WHOLE}) == "Q8_0"
+
+
+def test_fewer_bits_where_the_usual_ones_do_not_fit() -> None:
+    assert beside({"Q3_K_M": Holding.PARTLY, "Q2_K": Holding.WHOLE}) == "Q3_K_M"
+    f16 = ALL[-1]
+    assert beside({"Q4_K_M": Holding.TOGETHER, "Q3_K_M": Holding.WHOLE, "Q2_K": Holding.WHOLE}, f16) == "Q3_K_M"
+
+
+def test_a_heavy_loss_only_where_nothing_else_is_held() -> None:
+    assert beside({"Q4_K_M": Holding.TOGETHER, "Q2_K": Holding.WELL}, ALL[-1]) == "Q4_K_M"
+    assert beside({"Q2_K": Holding.WHOLE}) == "Q2_K"
+    assert beside({}) == ""
+
+
+def test_a_usual_one_that_is_not_among_the_others_is_one_of_them() -> None:
+    usual = Candidate("Q4_0", int(4.6e9))
+    assert beside({"Q4_0": Holding.WHOLE}, usual) == "Q4_0"

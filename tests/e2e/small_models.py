@@ -71,6 +71,27 @@ def copy_demo(
     return target
 
 
+def many_bits_model(target: Path) -> Path:
+    """The demo with its weights as F16: what one would quantise."""
+    reader = gguf.GGUFReader(DEMO_TARGET)
+    writer = gguf.GGUFWriter(target, "llama")
+    for field in reader.fields.values():
+        if field.name.startswith("GGUF.") or field.name in ("general.architecture", "general.file_type"):
+            continue
+        sub_type = field.types[-1] if field.types[0] is gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(field.name, field.contents(), field.types[0], sub_type)
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    for tensor in reader.tensors:
+        whole = gguf.dequantize(tensor.data, tensor.tensor_type)
+        vector = len(tensor.shape) == 1
+        writer.add_tensor(tensor.name, whole.astype(np.float32) if vector else whole.astype(np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
 def embedding_model(target: Path) -> Path:
     """A decoder that is declared to pool its last layer into one vector."""
     return copy_demo(target, change={".pooling_type": POOLING_MEAN, "general.name": "embedder"})

@@ -7,7 +7,8 @@ machine of its own (bench/place.py), with their default ports there.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import psutil
 from bench.counting import Heard, Streams, Take, by_socket
 from bench.place import Place
 from bench.wide_demo import Width, write_wide_demo
+from meshnode.config import find_places
 from tests.conftest import NodeProcess
 from tests.e2e.meshes import invite_for
 from tests.e2e.waiting import eventually
@@ -39,19 +41,28 @@ READY_S = 40
 
 
 def heavy_model(folder: Path) -> str:
-    """The file of a model that counts and fits on no node of these tests."""
-    path = folder / "heavy.gguf"
+    """The file of a model that counts and fits on no node of these tests, in a Hugging Face cache at `folder`."""
+    repository, commit = folder / "hub" / "models--counting--heavy", "c0" * 20
+    path = repository / "snapshots" / commit / "heavy.gguf"
+    path.parent.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
     write_wide_demo(path, MODEL)
     return str(path)
 
 
 class SplitMesh:
-    """Nodes by name, on machines of the same names. `end` ends them all."""
+    """Nodes by name, on machines of the same names. `end` ends them all.
 
-    def __init__(self, place: Place, folder: Path) -> None:
+    Each has a cache of its own, with nothing but the engine in it; `models` is the Hugging Face cache of every disk.
+    """
+
+    def __init__(self, place: Place, folder: Path, models: Path) -> None:
         self._place = place
         self._folder = folder
+        self._models = models
         self.nodes: dict[str, NodeProcess] = {}
+        self._names: dict[str, str] = {}
 
     def start(self, name: str, *arguments: str, wait: bool = True, **environment: str) -> NodeProcess:
         """`meshnode ARGUMENTS` on that machine, in the mesh of the others; the same again after it has ended."""
@@ -60,9 +71,16 @@ class SplitMesh:
         if self._place.is_far:
             ports = []
             environment = {**by_default, **environment}
-        home = self._folder / name
-        first = next(iter(self.nodes.values()), None)
-        joining = [] if first is None or home.exists() else ["--join", self.see(first, partial(invite_for, uses=1))]
+        home, cache = self._folder / name, self._folder / f"cache-{name}"
+        for kept in ("engine", "benchmarks"):
+            cache.mkdir(exist_ok=True)
+            if not (cache / kept).exists():
+                (cache / kept).symlink_to(find_places().cache / kept)
+        environment = {"MESHNODE_CACHE": str(cache), "HF_HOME": str(self._models), **environment}
+        joining: list[str] = []
+        if self._names and not home.exists():
+            founder = next(iter(self._names.values()))
+            joining = ["--join", self.at(founder, partial(invite_for, uses=1))]
         with self._place.inside(name):
             node = NodeProcess(
                 *("--json", "--name", name, *ports, *joining, *arguments),
@@ -70,7 +88,9 @@ class SplitMesh:
                 environment={**SETTINGS, "MESHNODE_STANDBY": "off", **environment},
             )
             self.nodes[name] = node
-            return node.wait_ready() if wait else node.wait_listening()
+            (node.wait_ready if wait else node.wait_listening)()
+            self._names[node.status()["node"]["id"]] = name
+            return node
 
     def see(self, node: NodeProcess, look: Callable[[NodeProcess], Value]) -> Value:
         """What `look` finds at a node, from inside its machine."""
@@ -110,14 +130,36 @@ class SplitMesh:
 
     def workers(self, host: str = "host") -> list[str]:
         """The names of the workers in the plan in force, in its order."""
-        names = {self.at(name, NodeProcess.status)["node"]["id"]: name for name in self.nodes}
         entry = self.entry(host)
         stages = (entry["plan"] or {}).get("stages", ()) if entry["state"] == "ready" else ()
-        return [names[stage["node"]] for stage in stages if stage["node"] in names]
+        return [self._names[stage["node"]] for stage in stages]
 
-    def until_split(self, workers: set[str], host: str = "host") -> list[str]:
-        """Wait until exactly these work, in whatever order; that order."""
-        return eventually(lambda: found if set(found := self.workers(host)) == workers else [], within_s=READY_S)
+    def decision(self, model: str, host: str = "host") -> dict[str, Any]:
+        """What `meshnode plan MODEL --json` would say at the host now, without the start of a program."""
+        node = self.nodes[host]
+        token = json.loads((node.home / "runtime.json").read_text())["token"]
+        headers = {"content-type": "application/json", "x-meshnode-token": token}
+        request = urllib.request.Request(f"{node.console_url}/api/plan", json.dumps({"model": model}).encode(), headers)
+        with self._place.inside(host), urllib.request.urlopen(request, timeout=30) as answer:
+            return dict(json.load(answer)["decision"])
+
+    def until_known(self, model: str, workers: Collection[str], host: str = "host") -> None:
+        """Wait until the host counts on each of these, as a worker or as a spare."""
+
+        def known() -> bool:
+            verdicts = {each["name"]: each["verdict"] for each in self.decision(model, host)["candidates"]}
+            return all(verdicts.get(name) in ("worker", "spare") for name in workers)
+
+        eventually(known, within_s=READY_S)
+
+    def until_split(self, count: int, host: str = "host") -> list[str]:
+        """Wait until the model is served by that many workers, none of which has gone; their names, in order."""
+
+        def found() -> list[str]:
+            workers = self.workers(host)
+            return workers if len(workers) == count and set(workers) <= set(self.nodes) else []
+
+        return eventually(found, within_s=READY_S)
 
     def rpc_server(self, name: str) -> psutil.Process:
         """The rpc-server of a worker."""

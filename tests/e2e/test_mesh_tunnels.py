@@ -9,7 +9,6 @@ import asyncio
 import json
 import re
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,9 +20,12 @@ from meshnode.wire.messages import Probe
 from meshnode.wire.registry import (
     Reset,
     Role,
+    RpcKind,
     StreamType,
 )
+from meshnode.wire.splits import open_header
 from tests.conftest import StartNode
+from tests.e2e.canary import Canary
 from tests.e2e.victims import CHAT, Victim, a_victim, chat, request, unharmed
 from tests.e2e.waiting import eventually
 from tests.lab.rogue_peer import reset_code, rogue
@@ -45,28 +47,6 @@ def victim(node: Victim) -> Iterator[Victim]:
 
 
 # --- tunnels --------------------------------------------------------------------------------------------------------
-
-
-class Canary:
-    """A listener on loopback that must never hear of anybody."""
-
-    def __init__(self) -> None:
-        self.heard = 0
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port = self._socket.getsockname()[1]
-        threading.Thread(target=self._listen, daemon=True).start()
-
-    def _listen(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self.heard += 1
-            connection.close()
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 @pytest.fixture
@@ -187,9 +167,14 @@ async def test_streams_that_a_role_may_not_open(victim: Victim, tmp_path: Path, 
     before = victim.counter("streams_not_allowed")
     async with rogue(tmp_path) as peer:
         await peer.join(victim.token, role)
-        kinds = (StreamType.RPC, StreamType.BULK) if role is Role.CLIENT else (StreamType.RPC,)
+        kinds = () if role is Role.MEMBER else (StreamType.RPC, StreamType.BULK)
         assert [await reset_code(peer.open(kind)) for kind in kinds] == [Reset.REFUSED] * len(kinds)
         assert victim.counter("streams_not_allowed") == before + len(kinds)
+        if role is Role.MEMBER:
+            # It may open them, and gets no further without a plan that it has a part in.
+            unheard_of = [peer.open(StreamType.RPC, header=open_header(kind, bytes(16))) for kind in RpcKind if kind]
+            assert [await reset_code(stream) for stream in unheard_of] == [Reset.REFUSED] * 2
+            assert await reset_code(peer.open(StreamType.RPC, header=b"no plan")) == Reset.MALFORMED
         assert b" 200 " in await peer.ask(request(CHAT, GOOD))
 
 

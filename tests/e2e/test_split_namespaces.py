@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(240), pytest.mark.skipif(b
 FAR = LineShape(delay_s=0.02)
 NAME = "file:heavy"
 WORKERS = ("one", "two", "three")
-LAST = 120
+LAST = 40
 SOON_S = 10.0
 WIRE_BYTES = 4_000_000
 """What five nodes say to each other while the model loads; its weights would be twenty times as much."""
@@ -41,15 +41,23 @@ def place() -> Iterator[Place]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return heavy_model(tmp_path_factory.mktemp("model"))
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every machine has on its disk."""
+    return tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture(scope="module")
-def mesh(place: Place, engine_bin: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SplitMesh]:
+def model(models: Path) -> str:
+    return heavy_model(models)
+
+
+@pytest.fixture(scope="module")
+def mesh(
+    place: Place, engine_bin: Path, models: Path, model: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SplitMesh]:
     """Four nodes that serve nothing yet, and the client."""
     assert engine_bin.exists()
-    built = SplitMesh(place, tmp_path_factory.mktemp("split"))
+    built = SplitMesh(place, tmp_path_factory.mktemp("split"), models)
     try:
         for name in ("host", *WORKERS):
             built.start(name)

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.engine.commands import Address, Draft, NgramDraft, ServerOptions, plan_threads, server_argv
+from meshnode.engine.commands import (
+    Address,
+    Draft,
+    NgramDraft,
+    ServerOptions,
+    SplitOptions,
+    plan_threads,
+    server_argv,
+    split_environment,
+)
 
 BINARY = Path("/engine/llama-server")
 PLAIN = ServerOptions(Path("/m/model.gguf"), "model", context=8192, parallel=2, threads=3)
@@ -22,6 +31,10 @@ FULL = ServerOptions(
     warmup=False, extra=("--ctx-checkpoints", "0"),
 )  # fmt: skip
 SOCKET = Address(socket=Path("/run/m/1.sock"))
+SPLIT = replace(
+    PLAIN, gpu_layers=9, tensor_split=(4, 5), prompt_cache_bytes=600 << 20,
+    split=SplitOptions(("127.0.0.1:5001", "127.0.0.1:5002"), reference_sha256="ab" * 32, push=True),
+)  # fmt: skip
 
 
 def value(argv: list[str], flag: str) -> str:
@@ -69,6 +82,34 @@ def test_guesses_from_the_conversation() -> None:
     assert both.count("--spec-type") == 1 and value(both, "--spec-type") == "ngram-simple,draft-simple"
 
 
+def test_a_split_places_each_layer_and_keeps_the_network_free() -> None:
+    argv = server_argv(BINARY, SPLIT, SOCKET)
+    expected = {
+        "--rpc": "127.0.0.1:5001,127.0.0.1:5002", "--gpu-layers": "9", "--tensor-split": "4,5", "-fit": "off",
+        "--flash-attn": "on", "--cache-ram": "0", "--override-tensor": "^(output|token_embd)=CPU",
+        "--cache-type-k": "f16",
+    }  # fmt: skip
+    assert {flag: value(argv, flag) for flag in expected} == expected
+    assert "--no-cache-idle-slots" in argv and argv.index("--rpc") < argv.index("--gpu-layers")
+
+
+def test_a_split_never_makes_copies_for_a_pipeline() -> None:
+    split = SplitOptions(("127.0.0.1:5001",), output_on_host=False)
+    name, _, buffer = value(server_argv(BINARY, replace(SPLIT, split=split), SOCKET), "--override-tensor").partition(
+        "="
+    )
+    assert buffer == "CPU" and not any(
+        re.search(name, tensor) for tensor in ("output.weight", "blk.0.attn_q.weight", "x")
+    )
+
+
+def test_the_environment_of_a_split() -> None:
+    everything = {"GGML_NO_BACKTRACE": "1", "GGML_RPC_TUNNEL_PUSH": "1", "GGML_RPC_TUNNEL_REF": "ab" * 32}
+    assert split_environment(SPLIT) == everything
+    assert split_environment(replace(SPLIT, split=SplitOptions(("127.0.0.1:5001",)))) == {"GGML_NO_BACKTRACE": "1"}
+    assert split_environment(PLAIN) == {}
+
+
 def test_a_draft_never_spreads_over_the_devices_of_the_target() -> None:
     argv = server_argv(BINARY, replace(PLAIN, draft=Draft(Path("/m/d.gguf"))), SOCKET)
     assert value(argv, "--spec-draft-device") == "none"
@@ -96,6 +137,9 @@ def test_prompts_are_never_logged_and_one_alias_stays_one() -> None:
         (replace(PLAIN, parallel=0), SOCKET),
         (replace(PLAIN, threads=0), SOCKET),
         (replace(PLAIN, context=1), SOCKET),
+        (replace(SPLIT, gpu_layers=None), SOCKET),
+        (replace(SPLIT, tensor_split=()), SOCKET),
+        (replace(SPLIT, split=SplitOptions(())), SOCKET),
     ],
 )
 def test_plans_that_cannot_be_told(options: ServerOptions, address: Address) -> None:
@@ -104,7 +148,7 @@ def test_plans_that_cannot_be_told(options: ServerOptions, address: Address) -> 
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize("options", [PLAIN, FULL, replace(FULL, mode="embedding"), replace(FULL, mode="rerank")])
+@pytest.mark.parametrize("options", [PLAIN, FULL, SPLIT, replace(FULL, mode="embedding"), replace(FULL, mode="rerank")])
 def test_every_flag_is_one_of_the_pinned_llama_server(options: ServerOptions, engine_bin: Path) -> None:
     listed = subprocess.run([engine_bin / "llama-server", "--help"], capture_output=True, text=True, timeout=30).stdout
     known = set(re.findall(r"(?<![\w-])--?[a-z][\w-]*", listed))

@@ -6,9 +6,23 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.engine.diagnosis import address_was_taken, explain_load_failure, is_permanent, last_error, redact
+from meshnode.engine.diagnosis import (
+    address_was_taken,
+    explain_load_failure,
+    is_permanent,
+    last_error,
+    redact,
+    worker_went_away,
+)
 from meshnode.engine.process import describe_exit
-from meshnode.errors import EngineCrashed, EngineIncompatible, MeshnodeError, ModelDoesNotFit, ModelFileInvalid
+from meshnode.errors import (
+    EngineCrashed,
+    EngineIncompatible,
+    MeshnodeError,
+    ModelDoesNotFit,
+    ModelFileInvalid,
+    WorkerLost,
+)
 
 MODEL = Path("/m/model.gguf")
 ENDING = (
@@ -59,8 +73,12 @@ CASES = [
     (["/e/llama-server could not be run: Permission denied"],
      127, EngineIncompatible, "/e/llama-server could not be run: Permission denied"),
     ([], -4, EngineIncompatible, "it was built for another processor"),
-    (["Remote RPC server crashed or returned malformed response"],
-     -6, EngineCrashed, "ended by SIGABRT, it stopped itself after an internal error while loading model.gguf: Remote"),
+    (["/src/ggml/src/ggml-rpc/ggml-rpc.cpp:677: Remote RPC server crashed or returned malformed response"],
+     -6, WorkerLost, "the worker went away while loading model.gguf"),
+    (["/src/ggml/src/ggml-rpc/ggml-rpc.cpp:618: Failed to connect to 127.0.0.1:18201"],
+     -6, WorkerLost, "the worker went away while loading model.gguf"),
+    (["/src/ggml/src/ggml.c:99: GGML_ASSERT(false) failed"],
+     -6, EngineCrashed, "ended by SIGABRT, it stopped itself after an internal error while loading model.gguf"),
     ([], -11, EngineCrashed, "ended by SIGSEGV, a fault in the engine while loading model.gguf"),
 ]  # fmt: skip
 
@@ -71,6 +89,16 @@ def test_reasons(tail: list[str], returncode: int, kind: type[MeshnodeError], wo
     assert type(error) is kind
     assert words in error.detail and error.fix
     assert is_permanent(error) == (kind in (ModelFileInvalid, EngineIncompatible))
+
+
+def test_a_worker_that_went_away_is_no_fault_of_the_engine() -> None:
+    lost = ["/x/ggml-rpc.cpp:677: Remote RPC server crashed or returned malformed response"]
+    assert worker_went_away([*ENDING, *lost], describe_exit(-6))
+    assert not worker_went_away(lost, describe_exit(-6, asked=True))
+    assert not worker_went_away(lost, describe_exit(0))
+    assert not worker_went_away(list(ENDING), describe_exit(-6))
+    assert not worker_went_away([*lost, *ENDING * 20], describe_exit(-6))
+    assert redact(lost[0]) == lost[0]
 
 
 def test_a_child_of_many_words_makes_a_short_sentence() -> None:

@@ -21,7 +21,8 @@ import pytest
 
 import meshnode
 from meshnode.engine.address import AddressBook
-from meshnode.engine.commands import Address, ServerOptions
+from meshnode.engine.commands import Address, ServerOptions, SplitOptions
+from meshnode.engine.rpc_server import RpcServer, RpcServerParts
 from meshnode.engine.server import (
     LlamaServer,
     RestartPolicy,
@@ -30,7 +31,7 @@ from meshnode.engine.server import (
     read_properties,
     start_limit_s,
 )
-from meshnode.errors import EngineCrashed, EngineIncompatible, EngineStartTimeout, ModelFileInvalid
+from meshnode.errors import EngineCrashed, EngineIncompatible, EngineStartTimeout, ModelFileInvalid, WorkerLost
 from meshnode.telemetry import ProblemBoard
 
 QUICK = RestartPolicy(first_s=0.01, longest_s=0.05)
@@ -288,6 +289,39 @@ class TestReal:
         os.kill(one.server.snapshot().pid or 0, signal.SIGKILL)
         await one.until(lambda now: now.restarts == 1 and now.state == "ready")
 
+    @pytest.mark.parametrize("worker_dies", [True, False])
+    async def test_a_split_that_ends_is_not_restarted(self, rig: Make, engine_bin: Path, worker_dies: bool) -> None:
+        binary = engine_bin / "ggml-rpc-server"
+        parts = RpcServerParts(binary=binary, run_dir=rig().home, environ=os.environ, on_exit=lambda _: None)
+        worker = RpcServer(parts)
+        await worker.start()
+        split = SplitOptions((f"127.0.0.1:{worker.port}",), push=True)
+        one = rig(options={"split": split, "gpu_layers": 2, "tensor_split": (2,)})
+        try:
+            await one.server.start()
+            pid = one.server.snapshot().pid or 0
+            assert await one.server.probe()
+            if sys.platform == "linux":
+                assert b"GGML_RPC_TUNNEL_PUSH=1" in (Path("/proc") / str(pid) / "environ").read_bytes()
+            os.kill(worker.pid if worker_dies else pid, signal.SIGKILL)
+            # An idle engine does not look at its connections.
+            await one.server.probe()
+            failed = await one.until(lambda now: now.state == "failed")
+        finally:
+            await worker.stop(0)
+        assert failed.restarts == 0 and failed.address is None and not is_alive(pid)
+        assert failed.detail == "the worker went away" if worker_dies else "SIGKILL" in failed.detail
+        assert one.problems == []
+
+    async def test_a_split_whose_worker_is_not_there(self, rig: Make) -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            split = SplitOptions((f"127.0.0.1:{nobody.getsockname()[1]}",))
+            one = rig(options={"split": split, "gpu_layers": 2, "tensor_split": (2,)})
+            with pytest.raises(WorkerLost, match="the worker went away"):
+                await one.server.start()
+        assert one.server.snapshot().state == "failed"
+
     async def test_embeddings_probe(self, rig: Make) -> None:
         one = rig(options={"mode": "embedding", "pooling": "last"})
         await one.server.start()
@@ -340,7 +374,8 @@ def _runs(pid: int) -> bool:
 @pytest.mark.parametrize(
     ("script", "kind", "words"),
     [
-        ("echo Remote RPC server crashed; kill -ABRT $$", EngineCrashed, "SIGABRT"),
+        ("echo 'x.cpp:1: Remote RPC server crashed'; kill -ABRT $$", WorkerLost, "the worker went away"),
+        ("echo an end; kill -ABRT $$", EngineCrashed, "SIGABRT"),
         ("exit 3", EngineCrashed, "exit code 3"),
         ("exec sleep 60", EngineStartTimeout, "not ready within 0 s"),
     ],

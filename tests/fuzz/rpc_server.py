@@ -14,11 +14,13 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from struct import Struct, pack, unpack
 
@@ -38,7 +40,7 @@ BLOCKS = {F32: (1, 4), F16: (1, 2), Q4_0: (32, 18), Q8_0: (32, 34), I32: (1, 4),
 OPS = 101
 # GGML_TENSOR_FLAG_COMPUTE: kernels pass over nodes without it.
 COMPUTED = 16
-ADD, MUL_MAT, MAP_CUSTOM1, CUSTOM = 2, 29, 92, 95
+ADD, MUL_MAT, VIEW, MAP_CUSTOM1, CUSTOM = 2, 29, 37, 92, 95
 # The operations of which the server checks shapes and types; of the others only that their sources are there.
 CHECKED = (
     *range(1, 14), *range(15, 19), 20, 22, 24, 25, *range(27, 31), *range(32, 36), 40, 42, *range(44, 47),
@@ -99,7 +101,7 @@ class Client:
     def ask(self, command: int, payload: bytes = b"") -> bytes:
         """The response to one request."""
         self.socket.sendall(request(command, payload))
-        return self._take(int.from_bytes(self._take(8), "little"))
+        return self.take(int.from_bytes(self.take(8), "little"))
 
     def send(self, data: bytes) -> None:
         """Send an input, with the addresses of this client's buffer in it."""
@@ -109,7 +111,7 @@ class Client:
         """Whether the server still serves this client after what was sent; reads away all responses."""
         self.socket.sendall(request(DEVICE_COUNT))
         try:
-            while self._take(int.from_bytes(self._take(8), "little")) != pack("<I", 1):
+            while self.take(int.from_bytes(self.take(8), "little")) != pack("<I", 1):
                 pass
         except (EOFError, ConnectionError):
             return False
@@ -118,7 +120,8 @@ class Client:
     def close(self) -> None:
         self.socket.close()
 
-    def _take(self, size: int) -> bytes:
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes. Raises EOFError at the end of the connection."""
         data = b""
         while len(data) < size:
             if not (more := self.socket.recv(min(1 << 20, size - len(data)))):
@@ -138,13 +141,8 @@ class Client:
 def placed(data: bytes, buffer: int, base: int) -> bytes:
     """`data` with the placeholders replaced."""
     data = data.replace(pack("<Q", BUFFER), pack("<Q", buffer))
-    high, parts = pack("<I", DATA >> 32), []
-    rest = data
-    while (found := rest.find(high)) >= 4:
-        (offset,) = unpack("<I", rest[found - 4 : found])
-        parts += [rest[: found - 4], pack("<Q", base + offset)]
-        rest = rest[found + 4 :]
-    return b"".join([*parts, rest])
+    address = re.compile(b"(?s)(.{4})" + re.escape(pack("<I", DATA >> 32)))
+    return address.sub(lambda found: pack("<Q", base + int.from_bytes(found[1], "little")), data)
 
 
 def generated(chance: random.Random, ops: Sequence[int] = range(OPS)) -> bytes:
@@ -153,7 +151,9 @@ def generated(chance: random.Random, ops: Sequence[int] = range(OPS)) -> bytes:
 
 
 def _request(chance: random.Random, ops: Sequence[int]) -> bytes:
-    one = lambda number: _spoiled(_tensor(chance, number), chance)  # noqa: E731
+    def one(number: int) -> bytes:
+        return _spoiled(_tensor(chance, number), chance)
+
     region = pack("<QQ", *(_size(chance) for _ in range(2)))
     match chance.randrange(16):
         case 0:
@@ -299,10 +299,8 @@ def main() -> None:
     print(f"{tried} inputs in {time.monotonic() - began:.0f} s, {passed} passed whole, the server ended {ends} times")
 
 
-def _drain(process: subprocess.Popen[bytes]):  # type: ignore[no-untyped-def]
+def _drain(process: subprocess.Popen[bytes]) -> Callable[[], str]:
     """Read the server's errors in a thread; the result returns the last line."""
-    import threading
-
     lines = [b""]
 
     def read() -> None:

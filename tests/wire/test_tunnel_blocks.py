@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from meshnode.wire.tunnel_blocks import (
     MOST_BLOCK_BYTES,
     MOST_PUSH_BYTES,
+    WHOLE_BLOCK_BYTES,
     Block,
     BlockReader,
     Option,
@@ -58,6 +59,23 @@ def test_pieces_of_blocks_make_no_difference(bodies: list[bytes], size: int) -> 
     reader = BlockReader()
     found = [each for at in range(0, len(data), size) for each in reader.feed(data[at : at + size])]
     assert found == [(Block.BYTES, body) for body in bodies]
+
+
+@STEADY
+@given(st.lists(st.integers(1, 3 * WHOLE_BLOCK_BYTES), min_size=1, max_size=4), st.integers(5000, 1 << 18))
+def test_large_bodies_pass_as_they_come(sizes: list[int], size: int) -> None:
+    bodies = [bytes([number + 1]) * each for number, each in enumerate(sizes)]
+    data = b"".join(block(Block.BYTES, body) for body in bodies) + block(Block.ALIVE)
+    reader = BlockReader()
+    found = []
+    for at in range(0, len(data), size):
+        found += reader.feed(data[at : at + size])
+        assert reader.waiting_bytes <= WHOLE_BLOCK_BYTES + 5
+    assert found.pop() == (Block.ALIVE, b"")
+    assert {kind for kind, _ in found} == {Block.BYTES}
+    assert b"".join(body for _, body in found) == b"".join(bodies)
+    held = [body for _, body in found if len(set(body)) == 1 and len(body) <= WHOLE_BLOCK_BYTES]
+    assert all(body in held for body in bodies if len(body) <= WHOLE_BLOCK_BYTES), "small ones stay whole"
 
 
 def test_what_is_written_is_read() -> None:
