@@ -1,4 +1,4 @@
-"""The models of benchmarks, kept in a Hugging Face cache of their own: what each machine of a benchmark has on its disk.
+"""The models of benchmarks, kept in a Hugging Face cache of their own: what every machine of a benchmark has on disk.
 
 Nodes that are started with `HF_HOME` at `home()` find them there, and know one by its hash as they would any other.
 """

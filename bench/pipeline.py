@@ -88,7 +88,7 @@ class Pipeline:
 
     def _node(self, name: str, model: str | None, *options: str) -> BenchNode:
         known = next(iter(self.workers.values()), None)
-        joining = [] if known is None else ["--join", str(known.control("invite", {})["token"])]
+        joining = [] if known is None else ["--join", str(known.control("invite", {"may_invite": True})["token"])]
         if "--draft" in options:
             options = tuple(option for option in options if option != "--no-draft")
         return BenchNode(
@@ -147,8 +147,10 @@ class Pipeline:
 
     # --- what is done to it ---------------------------------------------------------------------------------
 
-    def reload_s(self) -> float:
-        """Unload the model and load it again; the seconds that the loading took, from the command on."""
+    def reload_s(self) -> tuple[float, float]:
+        """Unload the model and load it again: the seconds from the command until it is ready, and those of them from
+        the start of llama-server on.
+        """
         name = self.entry()["id"]
         self.host.control("unload", {"model": name})
         self._until(lambda: not self.host.status()["models"])
@@ -158,7 +160,7 @@ class Pipeline:
         taken_s = time.monotonic() - begun
         if self.entry()["state"] == "failed":
             raise RuntimeError(f"the model was not loaded: {self.entry()}")
-        return taken_s
+        return taken_s, float(self.entry()["engine"]["load_s"])
 
     def until_ready(self, workers: int) -> None:
         """Wait until the plan in force has so many workers, and the host knows of all that there are."""

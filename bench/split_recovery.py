@@ -22,7 +22,7 @@ from bench.record import Figure, Run
 from bench.wide_demo import Width, kept_wide_demo
 
 LAN_MS = 0.25
-LAST = 400
+LAST = 200
 GONE_WITHIN_S = 20
 TEXT_TOKENS = 48
 RANDOM_BYTES = 40_000_000
@@ -109,7 +109,10 @@ def _detected_s(
 
 
 def _runs(process: psutil.Process) -> bool:
-    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _until(check: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from itertools import groupby
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -26,7 +27,7 @@ from meshnode.wire.address import Address
 from meshnode.wire.frames import HEADER_BYTES, FrameReader, decode_stream_header, encode_frame, encode_stream_header
 from meshnode.wire.messages import decode_message, encode_message, message_id
 from meshnode.wire.registry import LIMIT_FRAME_BYTES, BulkKind, Close, Role
-from meshnode.wire.tunnel_blocks import WHOLE_BLOCK_BYTES, BlockReader, PushReader, push_head
+from meshnode.wire.tunnel_blocks import BlockReader, PushReader, push_head
 from meshnode.wire.values import WireError, decode, encode
 
 MESH = Identity(Ed25519PrivateKey.from_private_bytes(b"\1" * 32)).node_id
@@ -226,14 +227,16 @@ def rpc_replies(data: bytes) -> None:
 
 
 def tunnel_blocks(data: bytes) -> None:
-    """The first byte says how the rest is cut into pieces: they make no difference, but for how large blocks pass."""
+    """The first byte says how the rest is cut: it makes no difference, but for how large bodies pass."""
     size, rest = 1 + data[0] if data else 1, data[1:]
     pieces, whole = BlockReader(), BlockReader()
     found = [block for at in range(0, len(rest), size) for block in pieces.feed(rest[at : at + size])]
-    if len(rest) > WHOLE_BLOCK_BYTES:
-        assert b"".join(body for _, body in whole.feed(rest)) == b"".join(body for _, body in found)
-    else:
-        assert whole.feed(rest) == found
+
+    def joined(blocks: list[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+        runs = groupby(blocks, lambda each: each[0])
+        return [(kind, b"".join(body for _, body in run)) for kind, run in runs]
+
+    assert joined(whole.feed(rest)) == joined(found)
     assert pieces.waiting_bytes == whole.waiting_bytes
 
 
