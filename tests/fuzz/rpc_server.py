@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.rpc_server ENGINE_FOLDER SECONDS [SEED [checked]]
 
-With `checked` only operations are computed whose shapes and types the server checks: it must not end then. Others may
-end it by an assertion of their own, and so may data that is out of range, as an index of a row.
+With `checked` only operations are computed whose shapes and types the server checks. What ends it then are values in
+tensors, as an index of a row that is not there, and strides that a kernel asserts; once in some ten thousand inputs.
 
 An input is what a client sends after HELLO and after one buffer was allocated; addresses in it are placeholders that
 are replaced by those of the buffer. After each input the server has to answer a new client.
