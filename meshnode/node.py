@@ -249,13 +249,17 @@ class Node:
 
     async def _bring_up_all(self, units: list[Unit]) -> None:
         failures = []
-        for unit in units:
+
+        async def bring_up(unit: Unit) -> None:
             try:
                 await self._serving.bring_up(unit)
             except MeshnodeError as error:
                 failures.append(error)
                 if len(units) > 1:
                     self._tell("failed", f"{unit.id}: {error.message}. {error.fix}".removesuffix(". "))
+
+        # They take turns in their order, but none waits for one that waits for other machines.
+        await asyncio.gather(*(bring_up(unit) for unit in units))
         if failures and len(failures) == len(units):
             raise failures[0]
 

@@ -135,9 +135,15 @@ class Serving:
     async def bring_up(self, unit: Unit) -> None:
         """Fetch, plan and start a model. On failure the unit keeps the reason, a Problem is shown, and it is raised."""
         try:
+            started = time.monotonic()
             async with self._turn:
                 await self._prepare(unit)
-                await self._start(unit)
+                refusal = await self._start_alone(unit)
+            if refusal is not None:
+                # Outside of the turn: other models need not wait for machines to come.
+                await self._start_hosted(unit, refusal)
+            self._problems.clear("model-load-failed", unit.id)
+            self._tell("ready", f"{unit.id} after {time.monotonic() - started:.1f} s")
         except MeshnodeError as error:
             if isinstance(error, ModelDoesNotFit) and self._store is not None:
                 error.fix = await self._fitting.fix_of(self._store, unit) or error.fix
@@ -261,29 +267,29 @@ class Serving:
             LOG.warning("the weights of %s have no hash: %s", unit.id, type(reason).__name__)
         self._changed()
 
-    async def _start(self, unit: Unit) -> None:
-        local, shape = unit.local, unit.shape
-        assert local is not None and shape is not None
-        started = time.monotonic()
+    async def _start_alone(self, unit: Unit) -> ModelDoesNotFit | None:
+        """Serve a model on this machine; else why not, where others may help. Raises ModelDoesNotFit where none can."""
+        shape = unit.shape
+        assert shape is not None
+        may_split = self._host is not None and unit.mode == "chat"
+        if self._settings.split and may_split:
+            return ModelDoesNotFit("a split was asked for")
+        drafting = await self._drafting_of(unit)
         try:
-            if self._settings.split and self._host is not None and unit.mode == "chat":
-                raise ModelDoesNotFit("a split was asked for")
-            drafting = await self._drafting_of(unit)
             plan, drafting = plan_with(drafting, partial(self._plan, unit))
         except ModelDoesNotFit as refusal:
-            if self._host is None or unit.mode != "chat":
-                raise
-            await self._start_hosted(unit, self._host, refusal)
-        else:
-            self._tell("model", describe_plan(unit.id, shape, plan, predict(shape, plan, self._speeds)))
-            self._set(unit, "loading", "loading into memory")
-            await self._launch(unit, plan, None, drafting)
-            self._set(unit, "ready", "")
-        self._problems.clear("model-load-failed", unit.id)
-        self._tell("ready", f"{unit.id} after {time.monotonic() - started:.1f} s")
+            if may_split:
+                return refusal
+            raise
+        self._tell("model", describe_plan(unit.id, shape, plan, predict(shape, plan, self._speeds)))
+        self._set(unit, "loading", "loading into memory")
+        await self._launch(unit, plan, None, drafting)
+        self._set(unit, "ready", "")
+        return None
 
-    async def _start_hosted(self, unit: Unit, host: Host, refusal: ModelDoesNotFit) -> None:
+    async def _start_hosted(self, unit: Unit, refusal: ModelDoesNotFit) -> None:
         """Serve a model with the help of other machines. Raises `refusal` where there are none."""
+        assert self._host is not None
 
         async def launch(plan: SoloPlan | SplitPlan, split: SplitOptions | None) -> LlamaServer:
             drafting = await self._drafting_of(unit, plan) if isinstance(plan, SplitPlan) else Drafting()
@@ -291,7 +297,7 @@ class Serving:
                 drafting = Drafting(key=drafting.key, reason="the draft model does not fit beside it")
             return await self._launch(unit, plan, split, drafting)
 
-        unit.hosting = host(unit, launch, partial(self._set, unit), refusal)
+        unit.hosting = self._host(unit, launch, partial(self._set, unit), refusal)
         waiting = asyncio.create_task(unit.hosting.waiting())
         waiting.add_done_callback(self._one_waits)
         try:

@@ -223,6 +223,39 @@ def test_a_lost_worker_is_left_out_of_the_next_plan() -> None:
     run(test)
 
 
+def test_those_that_are_lost_after_the_first_are_not_blamed() -> None:
+    async def test() -> None:
+        scene = Scene(choose=lambda without: split_over(NEAR, FAR) if not without else split_over(NEAR))
+        host = scene.make()
+        await host.start()
+        await scene.until_ready()
+        FakeAssembly.made[0].lost(FAR, "its rpc-server has ended")
+        FakeAssembly.made[0].lost(NEAR, "the connection to the worker of stage 2 is lost")
+        await scene.until_ready()
+        assert scene.without[-1] == {FAR} and FakeAssembly.made[1].plan.workers == (NEAR,)
+        await host.stop()
+
+    run(test)
+
+
+def test_where_there_is_no_other_a_worker_that_failed_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosting, "RECENT_S", 0.1)
+    monkeypatch.setattr(hosting, "RETRY_S", (0.0, 0.02))
+
+    async def test() -> None:
+        scene = Scene(choose=lambda without: None if without else split_over(NEAR), wait=True)
+        host = scene.make()
+        await host.start()
+        await scene.until_ready()
+        FakeAssembly.made[0].lost(NEAR, "its rpc-server has ended")
+        await scene.until_ready()
+        assert [made.plan.workers for made in FakeAssembly.made] == [(NEAR,), (NEAR,)]
+        assert {NEAR} in scene.without and scene.without[-1] == set()
+        await host.stop()
+
+    run(test)
+
+
 def test_a_worker_that_refuses_is_left_out_at_once() -> None:
     async def test() -> None:
         FakeAssembly.refusing = {FAR}

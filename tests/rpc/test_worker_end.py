@@ -55,6 +55,7 @@ async def test_the_loss_of_a_push_stream_ends_the_tunnels_of_both() -> None:
         link = await made.nodes[1].dial(made.nodes[2])
         link.close(0x100)
         second.send(receive(2, 2))
+        assert made.lost == [], "whom it has lost the host learns from the lost one, if it can"
         assert await second.ended()
         assert any("stage 1 is lost" in words for words in made.lost)
 
