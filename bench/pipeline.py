@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from http.client import HTTPException
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,7 @@ import psutil
 
 from bench.disk import home
 from bench.line import LineShape
-from bench.llama import Llama
+from bench.llama import Decoded, Llama
 from bench.node import BenchNode
 from bench.place import Place
 from bench.stock import Line
@@ -127,6 +128,18 @@ class Pipeline:
         argv = process.cmdline()
         return Llama.at_socket(argv[argv.index("--host") + 1], process.environ()["LLAMA_API_KEY"])
 
+    def decode(self, tokens: int) -> Decoded:
+        """One answer of the host's llama-server.
+
+        Asked around the gateway the host takes itself for idle, and may put a better plan into force in the middle of
+        it: then it is asked once more.
+        """
+        try:
+            return self.llama().decode(tokens)
+        except (OSError, HTTPException, RuntimeError):
+            self._until(lambda: self.entry()["state"] == "ready")
+            return self.llama().decode(tokens)
+
     def stages(self) -> list[str]:
         """The names of the workers that are in the plan, in its order."""
         names = {node.status()["node"]["id"]: name for name, node in self.workers.items()}
@@ -164,12 +177,14 @@ class Pipeline:
 
     def until_ready(self, workers: int) -> None:
         """Wait until the plan in force has so many workers, and the host knows of all that there are."""
+        ids = {node.status()["node"]["id"] for node in self.workers.values()}
 
         def ready() -> bool:
             entry = self.entry()
-            alive = [peer for peer in self.host.status()["mesh"]["peers"] if peer["state"] == "alive"]
-            known = len(alive) == len(self.workers)
-            return known and entry["state"] == "ready" and len((entry["plan"] or {}).get("stages", ())) == workers
+            alive = {peer["id"] for peer in self.host.status()["mesh"]["peers"] if peer["state"] == "alive"}
+            return (
+                ids <= alive and entry["state"] == "ready" and len((entry["plan"] or {}).get("stages", ())) == workers
+            )
 
         self._until(ready)
 

@@ -67,13 +67,13 @@ QUICK = Effort(2, 1, 12, 24, 1, 1, 1, 1, 2, 1)
 class Both:
     """The same placement by nodes and by stock llama.cpp, with the answers of each so far."""
 
-    ours: Llama
+    ours: Pipeline
     stock: Llama
 
     def alternate(self, rounds: int, tokens: int) -> tuple[list[Decoded], list[Decoded]]:
         """Ask each of them `rounds` times, the first now one and now the other. The first answers only warm up."""
-        for llama in (self.ours, self.stock):
-            llama.decode(4)
+        self.ours.decode(4)
+        self.stock.decode(4)
         found: dict[int, list[Decoded]] = {0: [], 1: []}
         for number in range(rounds):
             for side in (0, 1) if number % 2 == 0 else (1, 0):
@@ -109,7 +109,7 @@ def delays(run: Run, effort: Effort) -> None:
             Pipeline(place, model, spread(stages)) as pipeline,
             StockSplit(pipeline.stock_line(), place) as stock,
         ):
-            both = Both(pipeline.llama(), stock.llama)
+            both = Both(pipeline, stock.llama)
             ours, theirs = both.alternate(effort.rounds, effort.tokens)
             near = token_s(ours), token_s(theirs)
             for delay_ms in DELAYS_MS:
@@ -139,7 +139,7 @@ def draft(run: Run, effort: Effort) -> None:
             line = pipeline.stock_line()
             with StockSplit(line, place) as with_draft, StockSplit(line.without_draft(), place) as without:
                 place.shape(far(FAR_MS))
-                both = Both(pipeline.llama(), without.llama)
+                both = Both(pipeline, without.llama)
                 ours, theirs = both.alternate(effort.rounds, effort.answer_tokens)
                 drafting = with_draft.llama.decode(effort.answer_tokens)
         note = f", stock with the same draft {drafting.tokens_per_s:.1f}"
@@ -156,21 +156,22 @@ def rough(run: Run, effort: Effort) -> None:
         StockSplit(pipeline.stock_line(), place) as stock,
     ):
         place.shape(LineShape(delay_s=FAR_MS / 1000, jitter_s=0.002, loss=0.005))
-        ours, theirs = Both(pipeline.llama(), stock.llama).alternate(effort.rounds, effort.answer_tokens)
+        ours, theirs = Both(pipeline, stock.llama).alternate(effort.rounds, effort.answer_tokens)
     compare(run, f"tokens/s over stock, k=2, {FAR_MS:g} ms +- 2, 0.5 % loss", ours, theirs, limit=None)
 
 
 def near(run: Run, effort: Effort) -> None:
-    """Everything on loopback, where there is no delay to save: what the nodes cost."""
-    model = str(kept_wide_demo(SMALL))
-    for stages in (1, 2):
-        with (
-            Place(machines(stages)) as place,
-            Pipeline(place, model, spread(stages)) as pipeline,
-            StockSplit(pipeline.stock_line(), place) as stock,
-        ):
-            ours, theirs = Both(pipeline.llama(), stock.llama).alternate(effort.near_rounds, effort.answer_tokens)
-        compare(run, f"tokens/s over stock, k={stages}, loopback", ours, theirs, limit=0.85)
+    """Everything on loopback, where there is no delay to save: what the nodes cost a small model and a large one."""
+    small, large = kept_wide_demo(SMALL), kept_wide_demo(plan_width(LARGE_BYTES))
+    for model, size, tokens in ((small, "21 MB", effort.answer_tokens), (large, "1.5 GB", effort.tokens)):
+        for stages in (1, 2):
+            with (
+                Place(machines(stages)) as place,
+                Pipeline(place, str(model), spread(stages), context=2048) as pipeline,
+                StockSplit(pipeline.stock_line(), place) as stock,
+            ):
+                ours, theirs = Both(pipeline, stock.llama).alternate(effort.near_rounds, tokens)
+            compare(run, f"tokens/s over stock, k={stages}, loopback, {size}", ours, theirs, limit=0.85)
 
 
 def load(run: Run, effort: Effort) -> None:

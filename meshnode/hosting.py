@@ -313,12 +313,16 @@ class Hosting:
         """Wait until this generation must end; why."""
         over = self._over
         assert over is not None
+        before = ""
         while True:
             await asyncio.wait({over}, timeout=REVIEW_S)
             if over.done():
                 return over.result()
-            if better := await self._better():
+            # Twice in a row: news of a delay that changes reach this node from one member sooner than from another.
+            better = await self._better()
+            if better and better == before:
                 return better
+            before = better
 
     async def _better(self) -> str:
         """What the planner would do now, if that is something else and this is a good moment; else nothing."""

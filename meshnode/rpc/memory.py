@@ -4,11 +4,14 @@ What never changes comes from the worker's facts. What an rpc-server has answere
 sizes of allocations for good, where a buffer begins for as long as the buffer lives.
 
 Each graph of a new shape asks for the sizes of the same few operations again, one round trip for each. Nearly always
-the answer is the plain size of the tensor. Where a device has said so once of an operation, its next answers are
-guessed and the question is asked all the same, so that a wrong guess comes out before much is built on it.
+the answer is the plain size of the tensor. Where a device has said so once of an operation, the next answers of devices
+of its kind are guessed and the question is asked all the same, so that a wrong guess comes out before much is built on
+it.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from meshnode.rpc.facts import DeviceFacts, WorkerFacts
 from meshnode.wire import ggml_rpc as rpc
@@ -17,6 +20,13 @@ from meshnode.wire.values import WireError
 
 MOST_SIZES = 4096
 MOST_BASES = 4096
+MOST_KINDS = 4096
+_Kind = tuple[bytes, int, int, int]
+"""HELLO, alignment and largest buffer of a device, and an operation."""
+_PLAIN: dict[_Kind, bool] = {}
+"""Whether all answers in the life of this process were the plain size."""
+_ANSWERS: dict[tuple[_Kind, bytes], bytes] = {}
+"""The very answers of the kinds whose size is another, by question: another tunnel guesses them."""
 _DOUBTED: set[tuple[bytes, int]] = set()
 """(HELLO, operation) of servers about which a guess was wrong once in the life of this process."""
 TEACHING = frozenset({Command.GET_ALLOC_SIZE, Command.BUFFER_GET_BASE, Command.ALLOC_BUFFER})
@@ -30,8 +40,6 @@ class Memory:
     def __init__(self, facts: WorkerFacts) -> None:
         self._devices = facts.devices
         self._hello = rpc.reply(facts.hello)
-        self._plain: dict[tuple[int, int], bool] = {}
-        """Whether the answers for a device and an operation were the plain size so far."""
         self._count = rpc.u32_reply(len(facts.devices))
         self._sizes: dict[bytes, bytes] = {}
         self._bases: dict[int, bytes] = {}
@@ -74,9 +82,15 @@ class Memory:
         if command != Command.GET_ALLOC_SIZE:
             return None
         device, operation, size = rpc.plain_size_of(frame)
-        if size is None or not self._plain.get((device, operation)) or (self._hello, operation) in _DOUBTED:
+        kind = self._kind(device, operation)
+        if kind is None or (self._hello, operation) in _DOUBTED:
             return None
-        reply = self._sizes[rpc.allocation_key(frame)] = rpc.u64_reply(size)
+        key = rpc.allocation_key(frame)
+        reply = _ANSWERS.get((kind, key))
+        if reply is None and size is not None and _PLAIN.get(kind):
+            reply = rpc.u64_reply(size)
+        if reply is not None:
+            self._sizes[key] = reply
         return reply
 
     def is_right(self, frame: bytes, guessed: bytes, reply: bytes) -> bool:
@@ -99,11 +113,25 @@ class Memory:
     def _keep_size(self, frame: bytes, reply: bytes) -> None:
         if len(self._sizes) >= MOST_SIZES:
             self._sizes.clear()
-        self._sizes[rpc.allocation_key(frame)] = reply
+        key = rpc.allocation_key(frame)
+        self._sizes[key] = reply
         device, operation, size = rpc.plain_size_of(frame)
+        kind = self._kind(device, operation)
+        if kind is None:
+            return
         if size is not None:
-            so_far = self._plain.get((device, operation), True)
-            self._plain[device, operation] = so_far and reply == rpc.u64_reply(size)
+            _room(_PLAIN)
+            _PLAIN[kind] = _PLAIN.get(kind, True) and reply == rpc.u64_reply(size)
+        if not _PLAIN.get(kind):
+            _room(_ANSWERS)
+            _ANSWERS[kind, key] = reply
+
+    def _kind(self, device: int, operation: int) -> _Kind | None:
+        """What is remembered of a device beyond this tunnel; None for one that is not there."""
+        if device >= len(self._devices):
+            return None
+        facts = self._devices[device]
+        return self._hello, facts.alignment, facts.max_size, operation
 
     def told_base(self, buffer: int, base: int) -> None:
         """The worker says where a buffer begins that it is about to announce."""
@@ -123,3 +151,8 @@ class Memory:
         """The connection to the far server is a new one: all buffers are gone."""
         self._live.clear()
         self._bases.clear()
+
+
+def _room(kept: dict[Any, Any]) -> None:
+    if len(kept) >= MOST_KINDS:
+        kept.clear()

@@ -1,7 +1,9 @@
 import struct
+from dataclasses import replace
 
 import pytest
 
+from meshnode.rpc import memory as memory_module
 from meshnode.rpc.facts import DeviceFacts, WorkerFacts
 from meshnode.rpc.memory import MOST_SIZES, Memory
 from meshnode.wire.ggml_rpc import Command
@@ -27,6 +29,14 @@ def number(value: int) -> bytes:
 
 def asked(width: int, operation: int = MUL_MAT, *, kind: int = 0, device: int = 0) -> bytes:
     return allocation_size(tensor(shape=(width, 1, 1, 1), operation=operation, kind=kind), device=device)
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the process has learnt in other tests."""
+    monkeypatch.setattr(memory_module, "_PLAIN", {})
+    monkeypatch.setattr(memory_module, "_ANSWERS", {})
+    monkeypatch.setattr(memory_module, "_DOUBTED", set())
 
 
 def test_facts_are_answered() -> None:
@@ -97,6 +107,19 @@ def test_plain_sizes_are_guessed_after_one_for_the_same_operation_and_device() -
     assert memory.guess(Command.GET_ALLOC_SIZE, asked(8, device=1)) is None
     assert memory.guess(Command.GET_ALLOC_SIZE, asked(32, kind=8)) is None
     assert memory.is_right(asked(8), number(32), number(32))
+
+
+def test_devices_of_one_kind_teach_each_other() -> None:
+    first, second = Memory(FACTS), Memory(FACTS)
+    first.learn(Command.GET_ALLOC_SIZE, asked(4), number(16))
+    assert second.answer(Command.GET_ALLOC_SIZE, asked(4)) is None
+    assert second.guess(Command.GET_ALLOC_SIZE, asked(4)) == number(16)
+    first.learn(Command.GET_ALLOC_SIZE, asked(8, FLASH_ATTENTION), number(77))
+    assert second.guess(Command.GET_ALLOC_SIZE, asked(8, FLASH_ATTENTION)) == number(77)
+    assert second.guess(Command.GET_ALLOC_SIZE, asked(9, FLASH_ATTENTION)) is None
+    other = replace(FACTS.devices[0], alignment=2 * FACTS.devices[0].alignment)
+    assert Memory(WorkerFacts(HELLO, (other,))).guess(Command.GET_ALLOC_SIZE, asked(4)) is None
+    assert Memory(WorkerFacts(bytes(28), FACTS.devices)).guess(Command.GET_ALLOC_SIZE, asked(4)) is None
 
 
 def test_a_device_that_takes_more_is_never_guessed() -> None:
