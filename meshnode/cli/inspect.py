@@ -76,18 +76,13 @@ def show_models(models: list[dict[str, Any]]) -> None:
     """The table of `ps`."""
     rows = []
     for model in models:
-        plan = model["plan"] or {"gpu_layers": 0, "shares": []}
-        layers = sum(share["layers"] for share in plan["shares"])
-        where = f"{round(100 * plan['gpu_layers'] / layers)} %" if layers else "-"
         state = model["state"] if not model["detail"] else f"{model['state']}: {model['detail']}"
         busy = f"{model['busy']}/{model['parallel']}" + (f" +{model['waiting']}" if model["waiting"] else "")
         since = time.strftime("%H:%M:%S", time.localtime(model["since"])) if model["since"] else "-"
         rows.append(
             [
                 model["id"],
-                model["where"],
-                human_bytes(model["size_bytes"]),
-                where,
+                *_where(model),
                 str(model["context_length"]),
                 busy,
                 state,
@@ -95,6 +90,17 @@ def show_models(models: list[dict[str, Any]]) -> None:
             ]
         )
     table(["MODEL", "WHERE", "SIZE", "GPU", "CONTEXT", "BUSY", "STATE", "SINCE"], rows)
+
+
+def _where(model: dict[str, Any]) -> tuple[str, str, str]:
+    """Where a model runs, how large it is, and the share of its layers on GPUs where one machine has them all."""
+    plan = model["plan"] or {"gpu_layers": 0, "shares": []}
+    size = human_bytes(model["size_bytes"])
+    if "stages" in plan:
+        others = len({stage["node"] for stage in plan["stages"]})
+        return f"split (here + {others})", size, "-"
+    layers = sum(share["layers"] for share in plan["shares"])
+    return model["where"], size, f"{round(100 * plan['gpu_layers'] / layers)} %" if layers else "-"
 
 
 @click.command()

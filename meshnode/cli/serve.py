@@ -121,7 +121,7 @@ def _say_ready(settings: Settings, urls: dict[str, Any], seconds: float) -> None
     say(
         f"ready in {seconds:.1f} s\n"
         if urls.get("ready", True)
-        else "waits for other machines; asked for a model it says so\n"
+        else "waiting for other machines: the invite below adds them\n"
     )
     say(f"  API      {base}")
     say(f"  console  {urls['console']}")

@@ -50,6 +50,12 @@ def test_models_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert header.index("STATE") == first.index("ready")
 
 
+def test_a_split_model_shows_over_how_many_machines_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = {"gpu_layers": 8, "stages": [{"node": "aa", "layers": 4}, {"node": "bb", "layers": 4}]}
+    show_models([MODEL | {"plan": plan}])
+    assert "split (here + 2)" in capsys.readouterr().out
+
+
 def test_status_in_full(capsys: pytest.CaptureFixture[str]) -> None:
     show_status(FACTS)
     told = capsys.readouterr().out
