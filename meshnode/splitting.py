@@ -25,7 +25,7 @@ from meshnode.models.shapes import ModelShape
 from meshnode.planning import Speeds, budget_of, usable_accelerators
 from meshnode.wire.registry import Role
 from meshnode.wire.splits import understands, version_number
-from meshnode.wire.statements import CONTENT_HASH_BYTES, SHORT_ID_BYTES
+from meshnode.wire.statements import CONTENT_HASH_BYTES, SHORT_ID_BYTES, Coordinate
 
 MEGABYTE = 1_000_000
 MICROSECOND = 1e-6
@@ -230,7 +230,8 @@ class Splitting:
                 if one is not other and pair not in found:
                     there, away = (each.dynamic.coordinate if each.dynamic else None for each in (one, other))
                     if there is not None and away is not None:
-                        found[pair] = distance_s(there, away)
+                        ways_s = [found.get(_pair(own, each.node.hex()), 0.0) for each in (one, other)]
+                        found[pair] = _guessed_s(there, away, sum(ways_s) / 2)
         return MeasuredDelays(found)
 
 
@@ -241,6 +242,15 @@ def _not_whole(node: NodeFacts) -> str:
 def _with_lease(free_bytes: int, held: Stage | None) -> int:
     """What a plan may use of a device of which the plan in force holds something."""
     return max(free_bytes, min(free_bytes + held.lease_bytes, held.limit_bytes)) if held else free_bytes
+
+
+def _guessed_s(one: Coordinate, other: Coordinate, between_s: float) -> float:
+    """The distance of two coordinates, as far as they are sure of themselves; new ones all lie in one place. For the
+    rest they are as far from each other as from this node, `between_s`.
+    """
+    near_s = distance_s(one, other)
+    doubt = min(1.0, max(one.error_permille, other.error_permille) / 1000)
+    return near_s + doubt * max(0.0, between_s - near_s)
 
 
 def _pair(a: str, b: str) -> tuple[str, str]:

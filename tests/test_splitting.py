@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshnode.config import Settings
+from meshnode.core.coordinates import distance_s
 from meshnode.core.effects import Member, MembershipSnapshot
 from meshnode.core.split import Decision
 from meshnode.engine.installed import Engine
@@ -175,7 +176,10 @@ def test_delays_are_measured_ones_where_there_are_any() -> None:
     assert measured.rtt_s(FAR.hex(), HERE.hex()) == 0.004
     assert measured.rtt_s(NEAR.hex(), FAR.hex()) == pytest.approx(0.007)
     guessed = made._delays([member(NEAR, coordinate=near), member(FAR, coordinate=far)])
-    assert guessed.rtt_s(NEAR.hex(), FAR.hex()) is not None
+    assert guessed.rtt_s(NEAR.hex(), FAR.hex()) == pytest.approx(distance_s(near, far))
+    new = Coordinate((0, 0), 100, 1500)
+    doubted = made._delays([member(NEAR, rtt_s=0.04, coordinate=new), member(FAR, rtt_s=0.06, coordinate=new)])
+    assert doubted.rtt_s(NEAR.hex(), FAR.hex()) == pytest.approx(0.05)
     unknown = made._delays([member(NEAR, rtt_s=None), member(FAR)])
     assert unknown.rtt_s(HERE.hex(), NEAR.hex()) is None
     assert MeasuredDelays({}).rtt_s("a", "a") == 0.0
