@@ -7,6 +7,7 @@ takes. What routing needs to know is read off the same parsed body.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Scope = dict[str, Any]
 
 BODY_PAUSE_S = 30
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,63}")
+"""What a model may be called when others are to hear that it is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +147,8 @@ def _find(
         model = find_served(name, models, aliases, choose)
     except (ModelNotFound, ModelLoading, EngineCrashed):
         wanted = aliases.get(name, name) if isinstance(name, str) else ""
-        # A path means something on this machine only, and "auto" anything.
-        if wanted and wanted != ANY_MODEL and wanted[0] not in "/.~":
+        # What is no name may be a prompt that strayed; a path means something here alone, and "auto" anything.
+        if wanted != ANY_MODEL and _NAME.fullmatch(wanted):
             missed(wanted)
         raise
     if endpoint.needs and model.capabilities and endpoint.needs not in model.capabilities:

@@ -224,6 +224,8 @@ async def test_what_is_asked_for_in_vain_is_remembered_as_wanted(llama: FakeLlam
     failed = served(llama, "broken", state="failed", connect=None)
     async with running.gateway(served(llama), failed, aliases={"gpt-4": "qwen"}) as gateway:
         for name, wanted in (
+            ("a canary in the coal mine", ""),
+            ("x" * 65, ""),
             ("qwen", "qwen"),
             ("gpt-4", "qwen"),
             ("broken", "broken"),
