@@ -258,12 +258,16 @@ class Serving:
         notes = self._places.cache / "hashes.json"
         try:
             if self._learn is not None:
+                if local.sha256:
+                    # Known already: a replica counts from now on, while its file is read for those who lack it.
+                    unit.content_hash = local.sha256
+                    self._changed()
                 unit.content_hash = await self._learn(local, unit.cancelled.is_set)
             else:
                 unit.content_hash = local.sha256 or await asyncio.to_thread(
                     content_sha256, local.path, notes, unit.cancelled.is_set
                 )
-        except (OSError, DigestStopped) as reason:
+        except (OSError, MeshnodeError, DigestStopped) as reason:
             LOG.warning("the weights of %s have no hash: %s", unit.id, type(reason).__name__)
         self._changed()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -15,6 +15,7 @@ from meshnode.config import Places, Settings, find_places
 from meshnode.engine.provision import find
 from meshnode.errors import EngineError, ModelDoesNotFit, ModelError, ModelFileInvalid, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory, Memory, probe_all
+from meshnode.models.cache import LocalModel
 from meshnode.models.catalog import DEMO_DRAFT, DEMO_TARGET
 from meshnode.serving import Serving
 from meshnode.telemetry import ProblemBoard, silent
@@ -182,3 +183,35 @@ async def test_the_shipped_draft_can_guess_for_the_demo(tmp_path: Path, engine_b
         await bring_up(made, str(DEMO_TARGET))
         (entry,) = made.serving.entries()
         assert entry["state"] == "ready" and entry["draft"] == "draft"
+
+
+async def test_a_hash_that_the_disk_tells_counts_while_the_file_is_still_read(tmp_path: Path) -> None:
+    reading: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def learn(local: LocalModel, stopped: Callable[[], bool]) -> str:
+        return await reading
+
+    made = Stage(tmp_path, Settings())
+    made.serving._learn = learn
+    unit = await made.serving.add("demo")
+    local = LocalModel(unit.ref, DEMO_TARGET, (DEMO_TARGET,), 1, 1, sha256="ab" * 32)
+    hashing = asyncio.create_task(made.serving._hash(unit, local))
+    while not made.changes or not unit.content_hash:
+        await asyncio.sleep(0)
+    assert unit.content_hash == "ab" * 32 and not hashing.done()
+    reading.set_result("cd" * 32)
+    await hashing
+    assert unit.content_hash == "cd" * 32
+    await made.serving.stop()
+
+
+async def test_a_file_that_cannot_be_listed_for_others_is_served_all_the_same(tmp_path: Path) -> None:
+    async def learn(local: LocalModel, stopped: Callable[[], bool]) -> str:
+        raise ModelFileInvalid("a tensor is there twice")
+
+    made = Stage(tmp_path, Settings())
+    made.serving._learn = learn
+    unit = await made.serving.add("demo")
+    await made.serving._hash(unit, LocalModel(unit.ref, DEMO_TARGET, (DEMO_TARGET,), 1, 1, sha256="ab" * 32))
+    assert unit.content_hash == "ab" * 32 and unit.state == "loading"
+    await made.serving.stop()
