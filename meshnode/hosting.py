@@ -188,6 +188,9 @@ class Hosting:
                 async with asyncio.timeout(RETRY_S[-1]):
                     await parts.news.wait()
             return
+        if isinstance(error, WorkerLost) and self._generation:
+            # The planner still counts on machines that do not answer: to callers that is the same wait.
+            parts.state("restarting", f"waits for machines: {error.detail}")
         await asyncio.sleep(RETRY_S[min(failures, len(RETRY_S)) - 1])
 
     async def _begin_generation(self) -> None:

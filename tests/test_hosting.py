@@ -306,6 +306,22 @@ def test_bad_workers_do_not_end_a_model_that_waits_for_machines(monkeypatch: pyt
     run(test)
 
 
+def test_while_the_only_workers_refuse_the_model_is_said_to_wait_for_machines() -> None:
+    async def test() -> None:
+        scene = Scene(plan=split_over(FAR), wait=True)
+        host = scene.make()
+        await host.start()
+        await scene.until_ready()
+        FakeAssembly.refusing = {FAR}
+        FakeAssembly.made[0].lost(FAR, "nothing is heard of it")
+        while not scene.states[-1][1].startswith("waits for machines: "):
+            await asyncio.sleep(0.005)
+        assert scene.states[-1][0] == "restarting"
+        await host.stop()
+
+    run(test)
+
+
 def test_one_machine_is_enough_again_when_its_workers_are_gone() -> None:
     async def test() -> None:
         scene = Scene(choose=lambda without: SOLO if NEAR in without else split_over(NEAR))
