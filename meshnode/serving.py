@@ -18,7 +18,7 @@ from typing import Any
 from meshnode.api.gate import Gates
 from meshnode.api.served import Served, ServedState
 from meshnode.config import Places, Settings
-from meshnode.core.placement import HOST, Budget, Refusal, SoloPlan, plan_solo
+from meshnode.core.placement import Budget, Refusal, SoloPlan, plan_solo
 from meshnode.core.split import SplitPlan
 from meshnode.drafting import Drafting, DraftingNotes, Learner, choose_drafting, plan_with
 from meshnode.engine.commands import SplitOptions
@@ -60,6 +60,11 @@ LEARN_EVERY_S = 60.0
 STOP_GRACE_S = 5.0
 
 
+async def no_engine() -> None:
+    """For a node that nobody equips. Raises EngineError."""
+    raise EngineError("the engine of this node is not ready yet", fix="try again in a moment")
+
+
 class Serving:
     """The models that this node serves or tries to. All methods run in the event loop."""
 
@@ -73,10 +78,16 @@ class Serving:
         report: Report,
         tell: Tell,
         changed: Callable[[], None],
+        equipped: Callable[[], Awaitable[None]] = no_engine,
+        task_ended: Callable[[str], None] = lambda task: None,
     ) -> None:
+        """`equipped` returns when `equip` has been called, or raises why it will not be; `task_ended` is told of a task
+        that reports no more, however it ended."""
         self._settings = settings
         self._places = places
         self._problems = problems
+        self._equipped = equipped
+        self._task_ended = task_ended
         self._gates = gates
         self._report = report
         self._tell = tell
@@ -136,6 +147,9 @@ class Serving:
         """Fetch, plan and start a model. On failure the unit keeps the reason, a Problem is shown, and it is raised."""
         try:
             started = time.monotonic()
+            if self._engine is None:
+                self._set(unit, "loading", "waiting for the engine")
+                await self._equipped()
             async with self._turn:
                 await self._prepare(unit)
                 refusal = await self._start_alone(unit)
@@ -166,8 +180,6 @@ class Serving:
 
     async def load(self, text: str, *, reason: str = "") -> dict[str, Any]:
         """Take a model on and bring it up in the background. `reason` says why, where no person asked for it."""
-        if self._engine is None:
-            raise EngineError("the engine of this node is not ready yet", fix="try again in a moment")
         unit = await self.add(text)
         unit.reason = reason
 
@@ -247,7 +259,10 @@ class Serving:
         if unit.local is None or unit.local.incomplete:
             self._set(unit, "loading", "downloading")
             pull = partial(store.pull, unit.ref, self._report, unit.cancelled.is_set)
-            unit.local = await asyncio.to_thread(pull)
+            try:
+                unit.local = await asyncio.to_thread(pull)
+            finally:
+                self._task_ended("download")
         unit.header = await asyncio.to_thread(store.read, unit.local)
         unit.hashing = asyncio.create_task(self._hash(unit, unit.local), name=f"hash {unit.id}")
         unit.shape = shape_of(unit.header)
@@ -344,7 +359,7 @@ class Serving:
     def _budget(self, unit: Unit | None) -> Budget:
         """What this machine has left for a model, beside what others of this node take."""
         assert self._inventory is not None
-        return budget_of(self._inventory, self._settings, taken_host_bytes=self.taken(unit).get(HOST, 0))
+        return budget_of(self._inventory, self._settings).less(self.taken(unit))
 
     def _plan(self, unit: Unit, taken: Mapping[str, int]) -> SoloPlan:
         """The plan for this machine alone, with so many bytes taken of its devices. Raises ModelDoesNotFit."""
@@ -471,6 +486,19 @@ class Serving:
         return unit.plan if unit is not None and isinstance(unit.plan, SplitPlan) else None
 
     # --- views ----------------------------------------------------------------------------------------------
+
+    def room(self) -> Budget | None:
+        """The memory that is left for one more model; None before `equip`."""
+        return self._budget(None) if self._inventory is not None else None
+
+    @property
+    def speeds(self) -> Speeds:
+        """How fast the devices of this machine are; empty before `equip`."""
+        return self._speeds
+
+    def units(self) -> list[Unit]:
+        """The models of this node."""
+        return list(self._units.values())
 
     def served(self) -> list[Served]:
         """What the gateway needs to know, fresh."""

@@ -96,6 +96,13 @@ PROBLEM_KINDS = {
             "{fix}",
         ),
         ProblemKind(
+            "engine-missing",
+            "failure",
+            "There is no engine to run models with",
+            "{reason}",
+            "{fix}",
+        ),
+        ProblemKind(
             "engine-foreign",
             "warning",
             "The engine is not the one meshnode builds",

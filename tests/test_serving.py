@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +17,7 @@ from meshnode.errors import EngineError, ModelDoesNotFit, ModelError, ModelFileI
 from meshnode.hardware import Inventory, Memory, probe_all
 from meshnode.models.cache import LocalModel
 from meshnode.models.catalog import DEMO_DRAFT, DEMO_TARGET
-from meshnode.serving import Serving
+from meshnode.serving import Serving, no_engine
 from meshnode.telemetry import ProblemBoard, silent
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.engine]
 class Stage:
     """A Serving with all it is given, and what it told."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, equipped: Callable[[], Awaitable[None]] = no_engine) -> None:
         self.told: list[tuple[str, str]] = []
         self.changes = 0
         self.problems = ProblemBoard()
@@ -41,6 +41,7 @@ class Stage:
             report=silent,
             tell=lambda label, text: self.told.append((label, text)),
             changed=self._count,
+            equipped=equipped,
         )
 
     def _count(self) -> None:
@@ -148,15 +149,39 @@ async def test_names_that_nobody_knows(tmp_path: Path, engine_bin: Path) -> None
         assert made.serving.served() == []
 
 
-async def test_load_needs_an_engine_and_then_goes_on_by_itself(tmp_path: Path, engine_bin: Path) -> None:
+async def until_state(made: Stage, state: str) -> None:
+    async with asyncio.timeout(20):
+        while made.serving.served()[0].state != state:
+            await asyncio.sleep(0.01)
+
+
+async def test_load_waits_for_the_engine_and_goes_on_by_itself(tmp_path: Path, engine_bin: Path) -> None:
+    there = asyncio.Event()
+
+    async def equipped() -> None:
+        await there.wait()
+
+    made = Stage(tmp_path, Settings(), equipped=equipped)
+    try:
+        assert (await made.serving.load("demo"))["state"] == "loading"
+        async with asyncio.timeout(5):
+            while made.serving.served()[0].detail != "waiting for the engine":
+                await asyncio.sleep(0)
+        made.equip()
+        there.set()
+        await until_state(made, "ready")
+    finally:
+        await made.serving.stop()
+
+
+async def test_a_model_that_gets_no_engine_says_so(tmp_path: Path, engine_bin: Path) -> None:
     async with stage(tmp_path, equipped=False) as made:
         with pytest.raises(EngineError, match="not ready"):
-            await made.serving.load("demo")
-        made.equip()
+            await bring_up(made, "demo")
         assert (await made.serving.load("demo"))["state"] == "loading"
-        async with asyncio.timeout(20):
-            while made.serving.served()[0].state != "ready":
-                await asyncio.sleep(0.01)
+        await until_state(made, "failed")
+        (problem,) = made.problems
+        assert problem.kind.code == "model-load-failed"
 
 
 async def test_a_draft_with_another_vocabulary_is_refused(tmp_path: Path, engine_bin: Path) -> None:
