@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from meshnode.api.access import Access
-from meshnode.api.app import Controls, api_app, control_app
+from meshnode.api.activity import Activity
+from meshnode.api.app import ASGIApp, api_app, gateway_app
+from meshnode.api.control import Controls, control_app
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.inference import Inference
@@ -24,17 +25,19 @@ from meshnode.core.routing import Router
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorParts:
     """What callers meet: `here` are the models of this node, `models` those that can be asked for; `stopping` says
-    that nothing new is taken on."""
+    that nothing new is taken on. `activity` knows the requests under way at all doors."""
 
     settings: Settings
     gates: Gates
     here: Callable[[], Sequence[Served]]
     models: Callable[[], Sequence[Served]]
     stopping: Callable[[], bool]
+    activity: Activity = field(default_factory=Activity)
 
 
-def api_door(parts: DoorParts, *, node: str, finished: Callable[[Record], None]) -> Any:
-    """The application of the API port. `node` is the id in hex digits; `finished` is told of every request."""
+def gateway_door(parts: DoorParts, *, node: str, finished: Callable[[Record], None]) -> ASGIApp:
+    """What answers for models; the doors of both ports lead to it. `node` is the id in hex digits; `finished` is told
+    of every request."""
     settings = parts.settings
     inference = Inference(
         models=parts.models,
@@ -43,27 +46,44 @@ def api_door(parts: DoorParts, *, node: str, finished: Callable[[Record], None])
         headers={"x-meshnode-node": node[:10], "x-meshnode-radius": "local"},
         finished=finished,
         router=Router(random.Random()),
+        activity=parts.activity,
     )
+    return gateway_app(
+        inference=inference,
+        models=parts.models,
+        aliases=settings.aliases,
+        owner=f"meshnode-{node[:10]}",
+        stopping=parts.stopping,
+    )
+
+
+def api_door(parts: DoorParts, *, gateway: ASGIApp) -> ASGIApp:
+    """The application of the API port."""
+    settings = parts.settings
     access = Access(
         api_key=settings.api_key,
         public=settings.listen_all,
         hosts=settings.allowed_hosts,
         origins=settings.allowed_origins,
     )
-    return api_app(
-        inference=inference,
+    return api_app(gateway, access)
+
+
+def console_door(
+    parts: DoorParts, *, controls: Controls, events: Events, metrics: Metrics, gateway: ASGIApp
+) -> ASGIApp:
+    """The application of the console port: it asks for the token of the node where the API port asks for a key."""
+    from meshnode.console.site import site
+
+    return control_app(
+        controls=controls,
+        events=events,
+        metrics=metrics,
         models=parts.models,
-        aliases=settings.aliases,
-        access=access,
-        owner=f"meshnode-{node[:10]}",
-        stopping=parts.stopping,
+        access=Access(hosts=parts.settings.allowed_hosts, same_origin=True),
+        site=site(controls.token),
+        gateway=gateway,
     )
-
-
-def console_door(parts: DoorParts, *, controls: Controls, events: Events, metrics: Metrics) -> Any:
-    """The application of the console port."""
-    access = Access(hosts=parts.settings.allowed_hosts)
-    return control_app(controls=controls, events=events, metrics=metrics, models=parts.models, access=access)
 
 
 def peer_door(parts: DoorParts, *, finished: Callable[[Record], None]) -> PeerRequests:
@@ -74,6 +94,7 @@ def peer_door(parts: DoorParts, *, finished: Callable[[Record], None]) -> PeerRe
         limits=_limits(parts.settings),
         finished=finished,
         stopping=parts.stopping,
+        activity=parts.activity,
     )
 
 

@@ -11,6 +11,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   ├── DiskFull
     │   ├── PortInUse
     │   └── AlreadyRunning
+    ├── WrongUse                              a program that uses meshnode.Client in a way that cannot work
     ├── NodeNotRunning               exit 3
     ├── ModelError                   exit 4
     │   ├── ModelNotFound            404
@@ -54,6 +55,7 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
         ├── BodyTooLarge             413
         ├── TooManyRequests          429
         ├── ModelLoading             503
+        ├── NoModelServed            503
         └── NodeStopping             503
 """
 
@@ -144,6 +146,12 @@ class AlreadyRunning(StateError):
     code = "already-running"
     http_status = 409
     fix = "to add a model: meshnode load X; to end it: meshnode stop; for a second node set MESHNODE_HOME"
+
+
+class WrongUse(MeshnodeError, RuntimeError):
+    """This cannot be done with the object that it was asked of."""
+
+    code = "wrong-use"
 
 
 class NodeNotRunning(MeshnodeError):
@@ -485,6 +493,14 @@ class ModelLoading(RequestError):
 
     code = "model-loading"
     http_status = 503
+
+
+class NoModelServed(RequestError):
+    """No model is served here, nor by any node that this one knows."""
+
+    code = "no-model-served"
+    http_status = 503
+    fix = "meshnode load NAME, or join a mesh: meshnode join TOKEN"
 
 
 class NodeStopping(RequestError):

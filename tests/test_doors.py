@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from meshnode.api.app import Controls
+from meshnode.api.activity import Activity
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
-from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Metrics
+from meshnode.api.record import Record
 from meshnode.config import Settings
-from meshnode.doors import DoorParts, api_door, console_door, peer_door
-from meshnode.errors import NotInMesh
+from meshnode.doors import DoorParts, api_door, console_door, gateway_door, peer_door
+from tests.api.console import TOKEN, Console
 from tests.api.raw_http import ask
-from tests.api.running import serving
+from tests.api.running import CHAT, HELLO, serving
+from tests.api.tunnel import Asked, Reply
 
 pytestmark = pytest.mark.anyio
 
@@ -30,34 +32,70 @@ def parts(**settings: Any) -> DoorParts:
     )
 
 
-async def nothing(name: str) -> dict[str, Any]:
-    return {"model": name}
+def both_doors(made: DoorParts, records: list[Record]) -> tuple[Any, Any]:
+    """The applications of the API and of the console, over one gateway."""
+    controls = Console().controls
+    gateway = gateway_door(made, node="ab" * 32, finished=records.append)
+    console = console_door(
+        made,
+        controls=controls,
+        events=Events(lambda: {"schema": 1, "models": []}),
+        metrics=Metrics(lambda: iter(())),
+        gateway=gateway,
+    )
+    return api_door(made, gateway=gateway), console
 
 
 async def test_the_api_wants_the_key_of_the_settings() -> None:
-    door = api_door(parts(api_key="secret", listen_all=True), node="ab" * 32, finished=lambda record: None)
+    door, _ = both_doors(parts(api_key="secret", listen_all=True), [])
     async with serving(door) as port:
         refused = await ask(port, "/v1/models")
         let_in = await ask(port, "/v1/models", **{"x-api-key": "secret"})
     assert refused.status == 401 and let_in.status == 200
 
 
-async def test_the_console_shows_the_status_that_it_is_given() -> None:
-    controls = Controls(
-        lambda: {"schema": 1, "models": []},
-        nothing,
-        nothing,
-        nothing,
-        lambda now: None,
-        token="t",
-        mesh=no_mesh(NotInMesh),
-    )
-    door = console_door(
-        parts(), controls=controls, events=Events(lambda: {"schema": 1}), metrics=Metrics(lambda: iter(()))
-    )
+async def test_the_console_shows_the_status_and_its_page_which_has_the_token() -> None:
+    _, door = both_doors(parts(), [])
     async with serving(door) as port:
-        answer = await ask(port, "/api/status")
-    assert answer.status == 200 and b'"schema"' in answer.body
+        status = await ask(port, "/api/status")
+        page = await ask(port, "/")
+        refused = await ask(port, "/", host="evil.example")
+    assert status.status == 200 and status.json == {"schema": 1, "models": []}
+    assert page.status == 200 and f'content="{TOKEN}"'.encode() in page.body
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert refused.status == 403 and f'content="{TOKEN}"'.encode() not in refused.body
+
+
+async def test_the_page_needs_the_token_and_no_key_where_other_callers_need_the_key() -> None:
+    records: list[Record] = []
+    api, console = both_doors(parts(api_key="secret"), records)
+    async with serving(api) as api_port, serving(console) as port:
+        own = {"host": f"localhost:{port}", "origin": f"http://localhost:{port}"}
+        assert (await ask(port, "/v1/models", **own, x_meshnode_token=TOKEN)).json["data"] == []
+        for headers in ({}, {"x_api_key": "secret"}, {"authorization": "Bearer secret"}):
+            assert (await ask(port, "/v1/models", **own, **headers)).status == 403
+        assert (await ask(api_port, "/v1/models", x_meshnode_token=TOKEN)).status == 401
+        # Both lead to the same place: there is no model, and the request is recorded.
+        for answer in (
+            await ask(port, CHAT, HELLO, **own, x_meshnode_token=TOKEN),
+            await ask(api_port, CHAT, HELLO, x_api_key="secret"),
+        ):
+            assert (answer.status, answer.error["code"]) == (503, "no_model_served")
+            assert answer.headers["retry-after"] and "meshnode join TOKEN" in answer.error["message"]
+    assert [(record.status, record.error) for record in records] == [(503, "no-model-served")] * 2
+
+
+async def test_requests_of_all_doors_are_known_in_one_place_while_they_are_under_way() -> None:
+    told: list[int] = []
+    made = replace(parts(), activity=Activity(lambda: told.append(1)))
+    api, console = both_doors(made, [])
+    async with serving(api) as api_port, serving(console) as port:
+        await ask(api_port, CHAT, HELLO)
+        assert len(told) == 2  # its begin and its end
+        await ask(port, CHAT, HELLO, x_meshnode_token=TOKEN)
+        assert len(told) == 4
+    await peer_door(made, finished=lambda record: None).answer(Asked(CHAT, b"{}"), Reply())
+    assert len(told) == 6
 
 
 def test_peers_are_answered_from_here_alone() -> None:

@@ -22,10 +22,21 @@ Scope = dict[str, Any]
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
 
 
+_EXPOSED = "x-meshnode-request-id, x-meshnode-node, x-meshnode-radius, x-meshnode-resumed, retry-after"
+
+
+def cors_headers(origin: str | None) -> dict[str, str]:
+    """What lets a page of `origin` read an answer and those of its headers that browsers hide (Fetch, section 3.3)."""
+    if not origin:
+        return {}
+    return {"access-control-allow-origin": origin, "access-control-expose-headers": _EXPOSED, "vary": "origin"}
+
+
 class Access:
     """The rules of one listener.
 
-    `public` says that it accepts other machines, so that its own addresses and names are good hosts too.
+    `public` says that it accepts other machines, so that its own addresses and names are good hosts too. With
+    `same_origin` the only page that may use it is its own, whatever keys and origins are trusted.
     """
 
     def __init__(
@@ -35,6 +46,7 @@ class Access:
         public: bool = False,
         hosts: Iterable[str] = (),
         origins: Iterable[str] = (),
+        same_origin: bool = False,
     ) -> None:
         self._key = api_key.encode() if api_key else None
         self._public = public
@@ -42,6 +54,7 @@ class Access:
         if public:
             self._hosts.add(socket.gethostname().lower())
         self._origins = {origin.rstrip("/").lower() for origin in origins}
+        self._same_origin = same_origin
 
     def check(self, scope: Scope, *, needs_key: bool = True) -> str | None:
         """Accept the request or raise BadRequest, Forbidden or Unauthorized.
@@ -54,6 +67,9 @@ class Access:
                 raise BadRequest("two Host headers")
             headers[name] = value
         self._check_host(headers.get(b"host"))
+        if self._same_origin:
+            _check_own_page(scope, headers)
+            return None
         keyed = self._key is not None and self._has_key(headers)
         origin = self._check_origin(headers, keyed=keyed)
         if needs_key and self._key is not None and not keyed:
@@ -109,3 +125,25 @@ def _is_loopback_origin(origin: str) -> bool:
         return host == "localhost" or host.endswith(".localhost") or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _check_own_page(scope: Scope, headers: dict[bytes, bytes]) -> None:
+    """Refuse what the browser says came from any page but that of this listener.
+
+    Origin is compared as a whole: another port of this machine is another program. Where browsers send no Origin they
+    send Sec-Fetch-Site (Fetch Metadata); "none" is the user's own doing, and a link may lead to the page itself.
+    """
+    origin = headers.get(b"origin")
+    own = f"{scope.get('scheme', 'http')}://".encode() + headers[b"host"]
+    if origin is not None and origin.lower() != own.lower():
+        raise Forbidden(f"the web page {origin.decode('latin-1')[:120]!r} may not use the console of this node")
+    if headers.get(b"sec-fetch-site", b"none") in (b"none", b"same-origin"):
+        return
+    opens_the_page = (
+        scope["method"] == "GET"
+        and scope["path"] == "/"
+        and headers.get(b"sec-fetch-mode") == b"navigate"
+        and headers.get(b"sec-fetch-dest", b"document") == b"document"
+    )
+    if not opens_the_page:
+        raise Forbidden("a web page of another site sent this request", fix="open the console at its own address")

@@ -45,10 +45,21 @@ class CallerLeft(Exception):
 
 
 class Answer:
-    """Sends status, headers and body. `first_byte_at`, `lead` and `tail` are kept for the log and the metrics."""
+    """Sends status, headers and body. `first_byte_at`, `lead` and `tail` are kept for the log and the metrics; `taken`
+    is told of the events that make up the body, be it passed on or put together from them.
+    """
 
-    def __init__(self, send: Send, *, dialect: Dialect, headers: Mapping[str, str], request_id: str) -> None:
+    def __init__(
+        self,
+        send: Send,
+        *,
+        dialect: Dialect,
+        headers: Mapping[str, str],
+        request_id: str,
+        taken: Callable[[bytes], None] = lambda events: None,
+    ) -> None:
         self._send = send
+        self.taken = taken
         self._headers = dict(headers)
         self._finished = False
         self._last_sent = time.monotonic()

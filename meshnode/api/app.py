@@ -1,54 +1,36 @@
-"""The two web applications of a node: the model API on :9337 and the control API on :3131.
+"""The door that every caller comes through, and the application behind it that answers for models.
 
-Both check who is calling before anything else. What a route needs of the node is handed in as callables, so that
-this package knows nothing of engines, models or peers.
+The door checks who is calling before anything else; the port for models and that of the console (control.py) have one
+each. What a route needs of the node is handed in as callables, so that this package knows nothing of engines, models
+or peers.
 """
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from meshnode.api.access import Access
-from meshnode.api.answer import SSE_HEADERS, CallerLeft
-from meshnode.api.body import parse_object
+from meshnode.api.access import Access, cors_headers
+from meshnode.api.answer import CallerLeft
 from meshnode.api.dialects import dialect_of, error_body, error_headers
 from meshnode.api.endpoints import ENDPOINTS
-from meshnode.api.events import MAX_WATCHERS, Events
 from meshnode.api.inference import Inference
-from meshnode.api.mesh_control import MeshControls, mesh_commands
-from meshnode.api.metrics import CONTENT_TYPE, Metrics
-from meshnode.api.request import read_body
 from meshnode.api.served import Served, find_served
-from meshnode.errors import (
-    BadRequest,
-    EndpointNotFound,
-    Forbidden,
-    MeshnodeError,
-    MethodNotAllowed,
-    NodeStopping,
-    TooManyRequests,
-)
+from meshnode.errors import EndpointNotFound, MeshnodeError, MethodNotAllowed, NodeStopping
 from meshnode.telemetry import LOG, new_request_id
 
 ASGIApp = Callable[..., Awaitable[None]]
 OPEN_PATHS = frozenset({"/health", "/livez"})
-MAX_CONTROL_BODY_BYTES = 64 << 10
-CONTROL_TOKEN_HEADER = "x-meshnode-token"
-NO_HANDLERS: Mapping[str, ASGIApp] = MappingProxyType({})
-CORS_HEADERS = {
+PREFLIGHT_HEADERS = {
     "access-control-allow-methods": "GET, POST, OPTIONS",
-    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta",
+    # What a key travels in must be named; the star stands for all else that client libraries add.
+    "access-control-allow-headers": "authorization, content-type, x-api-key, anthropic-version, anthropic-beta, *",
     "access-control-max-age": "600",
 }
 
@@ -56,76 +38,66 @@ CORS_HEADERS = {
 class Door:
     """Runs an application only for callers that `access` lets in; answers the rest itself.
 
-    `cors` allows pages of trusted origins to read the answers; the control API never does. A POST to one of the paths
-    of `direct` goes straight to its handler, as routing and its layers take longer than all else here.
+    `cors` allows pages of trusted origins to read the answers; the port of the console never does. What is let in
+    carries `meshnode.request_id` and `meshnode.origin` in its scope.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        access: Access,
-        *,
-        cors: bool,
-        stopping: Callable[[], bool],
-        direct: Mapping[str, ASGIApp] = NO_HANDLERS,
-    ) -> None:
+    def __init__(self, app: ASGIApp, access: Access, *, cors: bool) -> None:
         self._app = app
-        self._direct = direct
         self._access = access
         self._cors = cors
-        self._stopping = stopping
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
         scope["meshnode.request_id"] = request_id = new_request_id()
-        open_path = scope["path"] in OPEN_PATHS
+        scope["meshnode.origin"] = None
         preflight = scope["method"] == "OPTIONS"
         try:
-            origin = self._access.check(scope, needs_key=not (open_path or preflight))
-            if self._stopping() and not open_path:
-                raise NodeStopping(retry_after_s=5)
+            origin = self._access.check(scope, needs_key=not (preflight or scope["path"] in OPEN_PATHS))
         except MeshnodeError as error:
             await error_response(error, scope["path"], request_id)(scope, receive, send)
             return
-        scope["meshnode.origin"] = origin if self._cors else None
+        if self._cors:
+            scope["meshnode.origin"] = origin
         if preflight and self._cors and origin:
-            headers = {**CORS_HEADERS, "access-control-allow-origin": origin, "vary": "origin"}
+            headers = {**PREFLIGHT_HEADERS, **cors_headers(origin)}
             await Response(status_code=204, headers=headers)(scope, receive, send)
             return
-        app = self._direct.get(scope["path"], self._app) if scope["method"] == "POST" else self._app
-        await app(scope, receive, send)
+        await self._app(scope, receive, send)
 
 
-def error_response(error: MeshnodeError, path: str, request_id: str) -> JSONResponse:
-    """The error in the dialect of the endpoint; calls of our own have the fix beside the sentence."""
+def error_response(error: MeshnodeError, path: str, request_id: str, origin: str | None = None) -> JSONResponse:
+    """The error in the dialect of the endpoint; calls of our own have the fix beside the sentence. `origin` is that of
+    a page that may read it."""
     ours = path.startswith("/api/")
     body = {"error": error.as_dict()} if ours else error_body(error, dialect_of(path), request_id)
-    return JSONResponse(body, error.http_status, {**error_headers(error), "x-meshnode-request-id": request_id})
+    headers = {**error_headers(error), **cors_headers(origin), "x-meshnode-request-id": request_id}
+    return JSONResponse(body, error.http_status, headers)
 
 
-def _handlers() -> Mapping[Any, Any]:
+def error_handlers() -> Mapping[Any, Any]:
+    """What an application answers when a route raises: a MeshnodeError as it is, a fault without its particulars."""
+
     def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, MeshnodeError)
-        return error_response(error, request.scope["path"], request.scope["meshnode.request_id"])
+        scope = request.scope
+        return error_response(error, scope["path"], scope["meshnode.request_id"], scope["meshnode.origin"])
 
     def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         what = f"{request.method} {request.scope['path'][:200]}"
-        found = MethodNotAllowed(what) if error.status_code == 405 else EndpointNotFound(what)
-        return known(request, found)
+        if error.status_code == 405:
+            return known(request, MethodNotAllowed(what))
+        ours = request.scope["path"].startswith("/api/")
+        return known(request, EndpointNotFound(what, fix="GET /api/openapi.json lists the calls" if ours else ""))
 
     def left(_: Request, __: Exception) -> Response:
         return Response(status_code=400)  # nobody reads it
 
     def unknown(request: Request, error: Exception) -> Response:
-        request_id = request.scope["meshnode.request_id"]
-        LOG.error("request %s failed", request_id, exc_info=error)
-        fault = MeshnodeError("this is a fault of meshnode; its log has the details")
-        return error_response(fault, request.scope["path"], request_id)
+        LOG.error("request %s failed", request.scope["meshnode.request_id"], exc_info=error)
+        return known(request, MeshnodeError("this is a fault of meshnode; its log has the details"))
 
     return {MeshnodeError: known, HTTPException: http, CallerLeft: left, Exception: unknown}
-
-
-# --- :9337 ----------------------------------------------------------------------------------------------------
 
 
 def health(models: Sequence[Served]) -> tuple[int, dict[str, object]]:
@@ -139,31 +111,22 @@ def health(models: Sequence[Served]) -> tuple[int, dict[str, object]]:
     return 503, {"error": {"code": 503, "message": message, "type": "unavailable_error"}}
 
 
-def api_app(
+def gateway_app(
     *,
     inference: Inference,
     models: Callable[[], Sequence[Served]],
     aliases: Mapping[str, str],
-    access: Access,
     owner: str,
     stopping: Callable[[], bool],
 ) -> ASGIApp:
-    """The application behind the API port."""
+    """What answers for models, for whoever was let in by a Door: /v1/*, /health and /livez."""
 
-    async def forward(scope: Any, receive: Any, send: Any) -> None:
-        await inference.handle(
-            scope, receive, send, request_id=scope["meshnode.request_id"], origin=scope["meshnode.origin"]
-        )
+    def with_cors(request: Request, response: Response) -> Response:
+        response.headers.update(cors_headers(request.scope["meshnode.origin"]))
+        return response
 
     async def post_only(_: Request) -> Response:
         raise HTTPException(405)  # a POST never comes here
-
-    def with_cors(request: Request, response: Response) -> Response:
-        origin = request.scope["meshnode.origin"]
-        if origin:
-            response.headers["access-control-allow-origin"] = origin
-            response.headers["vary"] = "origin"
-        return response
 
     async def list_models(request: Request) -> Response:
         entries = [model.as_openai(owner) for model in models()]
@@ -191,110 +154,22 @@ def api_app(
             Route("/v1/health", get_health, methods=["GET"]),
             Route("/livez", livez, methods=["GET"]),
         ],
-        exception_handlers=_handlers(),
+        exception_handlers=error_handlers(),
     )
-    return Door(app, access, cors=True, stopping=stopping, direct=dict.fromkeys(ENDPOINTS, forward))
+
+    async def gateway(scope: Any, receive: Any, send: Any) -> None:
+        path, request_id, origin = scope["path"], scope["meshnode.request_id"], scope["meshnode.origin"]
+        if stopping() and path not in OPEN_PATHS:
+            await error_response(NodeStopping(retry_after_s=5), path, request_id, origin)(scope, receive, send)
+        elif scope["method"] == "POST" and path in ENDPOINTS:
+            # Not through the router: it and its layers take longer than all else that is done here.
+            await inference.handle(scope, receive, send, request_id=request_id, origin=origin)
+        else:
+            await app(scope, receive, send)
+
+    return gateway
 
 
-# --- :3131 ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Controls:
-    """What the control API can ask of the node. `token` must accompany every call that changes something."""
-
-    status: Callable[[], dict[str, Any]]
-    load: Callable[[str], Awaitable[dict[str, Any]]]
-    unload: Callable[[str], Awaitable[dict[str, Any]]]
-    plan: Callable[[str], Awaitable[dict[str, Any]]]
-    stop: Callable[[bool], None]
-    token: str
-    mesh: MeshControls
-
-
-def control_app(
-    *,
-    controls: Controls,
-    events: Events,
-    metrics: Metrics,
-    models: Callable[[], Sequence[Served]],
-    access: Access,
-) -> ASGIApp:
-    """The application behind the console port."""
-
-    async def command(request: Request) -> dict[str, object]:
-        given = request.headers.get(CONTROL_TOKEN_HEADER, "")
-        if not hmac.compare_digest(given.encode(), controls.token.encode()):
-            raise Forbidden(
-                f"this call changes the node and needs its {CONTROL_TOKEN_HEADER}",
-                fix="use the meshnode command of the user who runs the node",
-            )
-        raw = await read_body(request.receive, None, MAX_CONTROL_BODY_BYTES)  # type: ignore[arg-type]
-        return (await parse_object(raw or b"{}")).members
-
-    def model_of(members: dict[str, object]) -> str:
-        name = members.get("model")
-        if not isinstance(name, str) or not name:
-            raise BadRequest("`model` must be the name of a model")
-        return name
-
-    async def status(_: Request) -> Response:
-        return JSONResponse(controls.status())
-
-    async def watch(_: Request) -> Response:
-        if events.watchers >= MAX_WATCHERS:
-            raise TooManyRequests(f"{MAX_WATCHERS} watchers are connected already", retry_after_s=30)
-
-        async def body() -> Any:
-            async with aclosing(events.stream()) as stream:  # type: ignore[type-var]
-                async for event in stream:
-                    yield event
-
-        return StreamingResponse(body(), headers=SSE_HEADERS)
-
-    async def scrape(_: Request) -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE)
-
-    async def get_health(_: Request) -> Response:
-        code, body = health(models())
-        return JSONResponse(body, code)
-
-    async def load(request: Request) -> Response:
-        return JSONResponse(await controls.load(model_of(await command(request))), 202)
-
-    async def unload(request: Request) -> Response:
-        return JSONResponse(await controls.unload(model_of(await command(request))))
-
-    async def plan(request: Request) -> Response:
-        return JSONResponse(await controls.plan(model_of(await command(request))))
-
-    async def stop(request: Request) -> Response:
-        members = await command(request)
-        controls.stop(members.get("now") is True)
-        return JSONResponse({"stopping": True}, 202)
-
-    def mesh_route(path: str, act: Callable[[Mapping[str, object]], Awaitable[dict[str, Any]]]) -> Route:
-        async def endpoint(request: Request) -> Response:
-            return JSONResponse(await act(await command(request)))
-
-        return Route(path, endpoint, methods=["POST"])
-
-    async def root(_: Request) -> Response:
-        return PlainTextResponse("meshnode: GET /api/status, /api/events, /metrics, /health\n")
-
-    app = Starlette(
-        routes=[
-            Route("/", root, methods=["GET"]),
-            Route("/api/status", status, methods=["GET"]),
-            Route("/api/events", watch, methods=["GET"]),
-            Route("/api/load", load, methods=["POST"]),
-            Route("/api/unload", unload, methods=["POST"]),
-            Route("/api/plan", plan, methods=["POST"]),
-            Route("/api/stop", stop, methods=["POST"]),
-            *[mesh_route(path, act) for path, act in mesh_commands(controls.mesh).items()],
-            Route("/metrics", scrape, methods=["GET"]),
-            Route("/health", get_health, methods=["GET"]),
-        ],
-        exception_handlers=_handlers(),
-    )
-    return Door(app, access, cors=False, stopping=lambda: False)
+def api_app(gateway: ASGIApp, access: Access) -> ASGIApp:
+    """The application behind the API port."""
+    return Door(gateway, access, cors=True)

@@ -153,6 +153,7 @@ class Passing:
         """Pass them, after the head."""
         if not self._answer.started:
             await self._answer.start(200, SSE_HEADERS)
+        self._answer.taken(events)
         await self._answer.write(events)
 
     async def end(self) -> None:
@@ -177,6 +178,7 @@ class Collecting:
 
     async def take(self, events: bytes, /) -> None:
         """Collect them. Raises UpstreamBroken for an event of an unknown shape."""
+        self._answer.taken(events)
         try:
             for event in self._events.feed(events):
                 self._aggregate.take(event)

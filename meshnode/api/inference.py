@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+from meshnode.api.access import cors_headers
+from meshnode.api.activity import Activity
 from meshnode.api.answer import Answer, CallerLeft, Send
 from meshnode.api.answering import Answering
 from meshnode.api.candidates import Candidates
@@ -30,7 +32,9 @@ PREPARED_AT_ONCE = 4
 
 
 class Inference:
-    """Answers the requests to `ENDPOINTS`. `models` gives a fresh snapshot; `finished` gets each Record at its end."""
+    """Answers the requests to `ENDPOINTS`. `models` gives a fresh snapshot; `activity` knows each request as long as it
+    is under way, and `finished` gets its Record at its end.
+    """
 
     def __init__(
         self,
@@ -41,12 +45,14 @@ class Inference:
         headers: Mapping[str, str],
         finished: Callable[[Record], None],
         router: Router | None = None,
+        activity: Activity | None = None,
     ) -> None:
         self._models = models
         self._gates = gates
         self._limits = limits
         self._headers = headers
         self._finished = finished
+        self._activity = activity or Activity()
         self._candidates = Candidates(models, gates, router)
         self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
 
@@ -54,10 +60,11 @@ class Inference:
         """Answer one POST. Never raises for what the caller or the engine did."""
         endpoint = ENDPOINTS[scope["path"]]
         record = Record(request_id, endpoint.path, time.monotonic())
-        headers = {**self._headers, "x-meshnode-request-id": request_id}
-        if origin:
-            headers |= {"access-control-allow-origin": origin, "vary": "origin"}
-        answer = Answer(send, dialect=dialect_of(endpoint.path), headers=headers, request_id=request_id)
+        running = self._activity.begin(record)
+        headers = {**self._headers, "x-meshnode-request-id": request_id, **cors_headers(origin)}
+        answer = Answer(
+            send, dialect=dialect_of(endpoint.path), headers=headers, request_id=request_id, taken=running.take
+        )
         try:
             request = await read_request(
                 endpoint,
@@ -88,6 +95,7 @@ class Inference:
             await answer.fail(MeshnodeError("this is a fault of meshnode; its log has the details"))
         finally:
             answer.stop_watching()
+            self._activity.end(running)
             self._close(record, answer)
 
     def _close(self, record: Record, answer: Answer) -> None:

@@ -5,6 +5,8 @@ Each checks its members here and hands plain values on; what they do is the node
 
 from __future__ import annotations
 
+import asyncio
+import io
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -35,13 +37,16 @@ class MeshControls(Protocol):
 def mesh_commands(controls: MeshControls) -> dict[str, Callable[[Members], Answer]]:
     """Path -> what to do with the members of the request's object."""
 
-    def invite(members: Members) -> Answer:
-        return controls.invite(
+    async def invite(members: Members) -> dict[str, Any]:
+        made = await controls.invite(
             role=_one_of(members, "role", ROLES),
             ttl_s=_whole(members, "ttl_s", LIMIT_INVITE_TTL_S, LIMIT_INVITE_MAX_TTL_S),
             uses=_whole(members, "uses", DEFAULT_USES, MOST_USES),
             may_invite=members.get("may_invite") is True,
         )
+        if members.get("qr") is not True:
+            return made
+        return {**made, "qr_svg": await asyncio.to_thread(qr_svg, made["token"])}
 
     def ping(members: Members) -> Answer:
         return controls.ping(_text(members, "node", 200), _whole(members, "count", 4, MOST_PINGS))
@@ -74,6 +79,18 @@ class _NoMesh:
 def no_mesh(reason: Callable[[], Exception]) -> MeshControls:
     """The controls of a node without a mesh: each of them raises `reason()`."""
     return cast(MeshControls, _NoMesh(reason))
+
+
+def qr_svg(token: str) -> str:
+    """An invite as a picture of its own: black on white in every theme, as scanners want it, with the quiet zone of
+    ISO/IEC 18004. In capitals, which a QR code packs more densely; an invite means the same in both.
+    """
+    import segno
+
+    drawn = io.BytesIO()
+    code = segno.make_qr(token.upper(), error="l", boost_error=False)
+    code.save(drawn, kind="svg", border=4, light="#fff", dark="#000", xmldecl=False, omitsize=True, nl=False)
+    return drawn.getvalue().decode()
 
 
 def _text(members: Members, name: str, longest: int) -> str:

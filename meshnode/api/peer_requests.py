@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from meshnode.api.activity import Activity, Running
 from meshnode.api.answer import encode
 from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with, is_part
 from meshnode.api.body import parse_object
@@ -56,7 +57,9 @@ class Reply(Protocol):
 
 
 class PeerRequests:
-    """Answers the requests of peers. `models` gives a fresh snapshot; `finished` gets each Record at its end."""
+    """Answers the requests of peers. `models` gives a fresh snapshot; `activity` knows each request as long as it is
+    under way, and `finished` gets its Record at its end.
+    """
 
     def __init__(
         self,
@@ -66,12 +69,14 @@ class PeerRequests:
         limits: Limits,
         finished: Callable[[Record], None],
         stopping: Callable[[], bool],
+        activity: Activity | None = None,
     ) -> None:
         self._models = models
         self._gates = gates
         self._limits = limits
         self._finished = finished
         self._stopping = stopping
+        self._activity = activity or Activity()
 
     async def answer(self, request: PeerRequest, reply: Reply) -> None:
         """Answer one request.
@@ -80,7 +85,8 @@ class PeerRequests:
         stream then, and the asking gateway continues elsewhere. OSError and cancellation pass through.
         """
         record = Record(request.request_id, request.path, time.monotonic(), peer=request.peer.hex())
-        began = _Counted(reply)
+        running = self._activity.begin(record)
+        began = _Counted(reply, running)
         try:
             await self._answer(request, began, record)
         except (MeshnodeError, EngineRefused, HostFailed) as reason:
@@ -95,6 +101,7 @@ class PeerRequests:
             record.status = began.status or STATUS_CALLER_LEFT
             record.total_s = time.monotonic() - record.started_at
             record.tokens_in, record.tokens_out = token_counts(began.lead + began.tail)
+            self._activity.end(running)
             self._finished(record)
 
     async def _answer(self, request: PeerRequest, reply: _Counted, record: Record) -> None:
@@ -132,6 +139,8 @@ class PeerRequests:
             name: object = model_field(request.body, request.content_type)
         else:
             name = (await parse_object(request.body)).members.get("model")
+        if not own:  # what others of the mesh have is for the asking node to know
+            raise ModelNotFound("this node serves no model")
         model = find_served(name, own, {})
         host = model.local
         if host is None:
@@ -143,10 +152,12 @@ class PeerRequests:
 
 
 class _Counted:
-    """A Reply that remembers its status and its first and last bytes."""
+    """A Reply that remembers its status and its first and last bytes, and tells `running` what goes out: an event that
+    begins in one read and ends in the next may be missed there."""
 
-    def __init__(self, reply: Reply) -> None:
+    def __init__(self, reply: Reply, running: Running) -> None:
         self._reply = reply
+        self._running = running
         self.status = 0
         self.lead = self.tail = b""
 
@@ -158,6 +169,7 @@ class _Counted:
         if not self.lead:
             self.lead = piece[:TAIL_BYTES]
         self.tail = piece[-TAIL_BYTES:] if len(piece) >= TAIL_BYTES else (self.tail + piece)[-TAIL_BYTES:]
+        self._running.take(piece)
         await self._reply.body(piece)
 
     async def finish(self) -> None:

@@ -22,7 +22,15 @@ from meshnode.api.multipart import model_field
 from meshnode.api.prefix import estimate_tokens, prefix_hashes
 from meshnode.api.served import ANY_MODEL, Host, Served, any_ready, find_served
 from meshnode.core.routing import Wanted, choose_model
-from meshnode.errors import BadRequest, BodyTooLarge, EngineCrashed, ModelLoading, ModelNotFound, RequestTimeout
+from meshnode.errors import (
+    BadRequest,
+    BodyTooLarge,
+    EngineCrashed,
+    ModelLoading,
+    ModelNotFound,
+    NoModelServed,
+    RequestTimeout,
+)
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Scope = dict[str, Any]
@@ -145,7 +153,7 @@ def _find(
 ) -> Served:
     try:
         model = find_served(name, models, aliases, choose)
-    except (ModelNotFound, ModelLoading, EngineCrashed):
+    except (ModelNotFound, NoModelServed, ModelLoading, EngineCrashed):
         wanted = aliases.get(name, name) if isinstance(name, str) else ""
         # What is no name may be a prompt that strayed; a path means something here alone, and "auto" anything.
         if wanted != ANY_MODEL and _NAME.fullmatch(wanted):

@@ -9,10 +9,12 @@ from typing import Literal
 
 from meshnode.api.upstream import Connect
 from meshnode.core.routing import HostView
-from meshnode.errors import BadRequest, EngineCrashed, MeshnodeError, ModelLoading, ModelNotFound
+from meshnode.errors import BadRequest, EngineCrashed, MeshnodeError, ModelLoading, ModelNotFound, NoModelServed
 
 ServedState = Literal["loading", "ready", "restarting", "failed"]
 ANY_MODEL = "auto"
+COME_BACK_S = 10
+"""To a node that has no model: someone has to load one first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +153,12 @@ def find_served(
 ) -> Served:
     """The model that a request means; `choose` decides what "auto" means.
 
-    A request without a name means the only model, or is refused when there are several. Raises BadRequest,
-    ModelNotFound with the nearest names, ModelLoading, or EngineCrashed for one that failed.
+    A request without a name means the only model, or is refused when there are several. Raises NoModelServed where
+    there is none at all, BadRequest, ModelNotFound with the nearest names, ModelLoading, or EngineCrashed for one that
+    failed.
     """
+    if not models:
+        raise NoModelServed(retry_after_s=COME_BACK_S)
     if name is None:
         if len(models) != 1:
             raise BadRequest("the request names no model", fix=f'add "model": one of {_listed(models)}')
@@ -161,7 +166,7 @@ def find_served(
     if not isinstance(name, str) or not name:
         raise BadRequest("`model` must be a text")
     wanted = aliases.get(name, name)
-    if wanted == ANY_MODEL and models:
+    if wanted == ANY_MODEL:
         return _ready(choose(models))
     for model in models:
         if wanted == model.id or wanted in model.names:
@@ -187,4 +192,4 @@ def _ready(model: Served) -> Served:
 
 
 def _listed(models: Sequence[Served]) -> str:
-    return ", ".join(model.id for model in models) or "none yet"
+    return ", ".join(model.id for model in models)

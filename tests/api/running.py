@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshnode.api.access import Access
-from meshnode.api.app import api_app
+from meshnode.api.activity import Activity
+from meshnode.api.app import api_app, gateway_app
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
 from meshnode.api.inference import Inference, Limits, Record
@@ -47,13 +48,16 @@ def served(llama: FakeLlamaServer, name: str = "demo", **more: Any) -> Served:
 
 @dataclass
 class Gateway:
-    """A running API port. `models` may be changed while it runs; `records` are the finished requests."""
+    """A running API port. `models` may be changed while it runs; `records` are the finished requests, `app` is what
+    answers behind the Door of the port."""
 
     models: list[Served]
     gates: Gates
     port: int = 0
+    app: Any = None
     records: list[Record] = field(default_factory=list)
     stopping: bool = False
+    activity: Activity = field(default_factory=Activity)
     _finished: asyncio.Event = field(default_factory=asyncio.Event)
 
     def finished(self, record: Record) -> None:
@@ -116,16 +120,16 @@ async def gateway(
         headers={"x-meshnode-node": "abc"},
         finished=running.finished,
         router=router,  # type: ignore[arg-type]
+        activity=running.activity,
     )
-    app = api_app(
+    running.app = gateway_app(
         inference=inference,
         models=lambda: running.models,
         aliases=aliases or {},
-        access=access or Access(),
         owner="meshnode",
         stopping=lambda: running.stopping,
     )
-    async with serving(wrap(app)) as running.port:
+    async with serving(wrap(api_app(running.app, access or Access()))) as running.port:
         yield running
 
 

@@ -3,18 +3,18 @@ from typing import Any
 
 import pytest
 
-from meshnode.api.access import Access
+from meshnode.api.access import Access, cors_headers
 from meshnode.errors import BadRequest, Forbidden, MeshnodeError, Unauthorized
 
 
-def scope(**headers: str) -> dict[str, Any]:
+def scope(method: str = "GET", path: str = "/", **headers: str) -> dict[str, Any]:
     pairs = [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()]
-    return {"headers": pairs}
+    return {"method": method, "path": path, "scheme": "http", "headers": pairs}
 
 
-def verdict(access: Access, **headers: str) -> type[MeshnodeError] | None:
+def verdict(access: Access, *line: str, **headers: str) -> type[MeshnodeError] | None:
     try:
-        access.check(scope(**headers))
+        access.check(scope(*line, **headers))
     except MeshnodeError as error:
         return type(error)
     return None
@@ -86,3 +86,78 @@ def test_keys_are_compared_whole() -> None:
     access.check(scope(host="localhost"), needs_key=False)
     with pytest.raises(Forbidden):
         access.check(scope(host="evil.example"), needs_key=False)
+
+
+# --- the page of the node itself ------------------------------------------------------------------------------
+
+CONSOLE = Access(hosts=["Mesh.Example"], origins=["https://app.example", "http://localhost:5173"], same_origin=True)
+
+
+def test_only_the_very_origin_of_the_host_header_may_come() -> None:
+    for host, origin in (
+        ("localhost:3131", "http://localhost:3131"),
+        ("LOCALHOST:3131", "http://localhost:3131"),
+        ("[::1]:3131", "http://[::1]:3131"),
+        ("127.0.0.1", "http://127.0.0.1"),
+        ("mesh.example:80", "http://mesh.example:80"),
+    ):
+        assert verdict(CONSOLE, "POST", "/api/load", host=host, origin=origin) is None, origin
+    for origin in (
+        "http://localhost",
+        "http://localhost:3130",
+        "http://localhost:31310",
+        "https://localhost:3131",
+        "http://127.0.0.1:3131",
+        "http://[::1]:3131",
+        "http://a.localhost:3131",
+        "http://localhost:3131/",
+        "http://user@localhost:3131",
+        "http://localhost:3131.evil.example",
+        "https://app.example",
+        "http://localhost:5173",
+        "null",
+        "",
+        "é",
+    ):
+        for method, path in (("GET", "/"), ("GET", "/api/status"), ("POST", "/api/load")):
+            assert verdict(CONSOLE, method, path, host="localhost:3131", origin=origin) is Forbidden, origin
+
+
+def test_no_answer_of_the_console_may_be_read_by_any_origin() -> None:
+    assert CONSOLE.check(scope(host="localhost:3131", origin="http://localhost:3131")) is None
+
+
+def test_a_name_that_was_bound_to_this_machine_by_others_is_refused_though_its_origin_agrees() -> None:
+    for name in ("rebound.example", "localhost.rebound.example", "3131.127.0.0.1.example", "127.0.0.1.rebound.example"):
+        own = {"host": f"{name}:3131", "origin": f"http://{name}:3131", "sec_fetch_site": "same-origin"}
+        assert verdict(CONSOLE, "POST", "/api/load", **own) is Forbidden
+        assert verdict(CONSOLE, "GET", "/", host=name, sec_fetch_site="none") is Forbidden
+    assert verdict(CONSOLE, "GET", "/", host="mesh.example:3131", sec_fetch_site="none") is None
+
+
+def test_what_the_browser_says_of_the_site_decides_where_no_origin_is_sent() -> None:
+    link = {"host": "localhost", "sec_fetch_mode": "navigate", "sec_fetch_dest": "document"}
+    for site in ("cross-site", "same-site", "", "something new"):
+        assert verdict(CONSOLE, "GET", "/", sec_fetch_site=site, **link) is None
+        for method, path in (("GET", "/api/status"), ("GET", "/x"), ("GET", "//"), ("POST", "/"), ("HEAD", "/")):
+            assert verdict(CONSOLE, method, path, sec_fetch_site=site, **link) is Forbidden, (method, path)
+        for changed in ({"sec_fetch_mode": "cors"}, {"sec_fetch_mode": "no-cors"}, {"sec_fetch_dest": "iframe"}):
+            assert verdict(CONSOLE, "GET", "/", sec_fetch_site=site, **(link | changed)) is Forbidden
+        assert verdict(CONSOLE, "GET", "/", host="localhost", sec_fetch_site=site) is Forbidden
+    for site in ("none", "same-origin"):
+        assert verdict(CONSOLE, "POST", "/api/load", host="localhost", sec_fetch_site=site) is None
+    assert verdict(CONSOLE, "POST", "/api/load", host="localhost") is None  # a program, not a browser
+
+
+def test_no_key_opens_the_console_to_another_page() -> None:
+    access = Access(api_key="k", same_origin=True)
+    assert verdict(access, host="localhost", x_api_key="k", origin="https://x.example") is Forbidden
+    assert verdict(access, host="localhost") is None  # the token is asked for elsewhere
+
+
+def test_pages_read_the_headers_of_the_node() -> None:
+    headers = cors_headers("http://localhost:5173")
+    assert headers["access-control-allow-origin"] == "http://localhost:5173" and headers["vary"] == "origin"
+    exposed = headers["access-control-expose-headers"].split(", ")
+    assert {"x-meshnode-node", "x-meshnode-radius", "x-meshnode-request-id", "x-meshnode-resumed"} < set(exposed)
+    assert cors_headers(None) == {} == cors_headers("")

@@ -239,8 +239,42 @@ async def test_what_is_asked_for_in_vain_is_remembered_as_wanted(llama: FakeLlam
         await ask(gateway.port, CHAT, HELLO)
         assert (gateway.records[-1].wanted, gateway.records[-1].model) == ("", "demo")
         gateway.models.clear()
-        assert (await ask(gateway.port, CHAT, {**HELLO, "model": "auto"})).status == 404
-        assert gateway.records[-1].wanted == ""
+        for name, wanted in (("auto", ""), ("qwen", "qwen")):
+            reply = await ask(gateway.port, CHAT, {**HELLO, "model": name})
+            assert (reply.status, reply.error["code"]) == (503, "no_model_served")
+            assert reply.headers["retry-after"]
+            assert gateway.records[-1].wanted == wanted
+
+
+async def test_a_request_is_under_way_until_its_end_and_its_events_are_counted(llama: FakeLlamaServer) -> None:
+    pace: asyncio.Queue[None] = asyncio.Queue()
+    async with running.gateway(served(llama)) as gateway:
+        for body in (STREAM, HELLO):  # passed on, and put together
+            llama.script = streaming([TOKEN, TOKEN, LAST, DONE], pace=pace)
+            asked = asyncio.create_task(ask(gateway.port, CHAT, body))
+            for number in (1, 2):
+                pace.put_nowait(None)
+                await running.until(lambda n=number: [e["pieces"] for e in gateway.activity.running()] == [n])
+            [shown] = gateway.activity.running()
+            assert (shown["model"], shown["where"], shown["stream"]) == ("demo", "here", body is STREAM)
+            assert gateway.activity.tokens_per_s() > 0
+            pace.put_nowait(None)
+            pace.put_nowait(None)
+            assert (await asked).status == 200
+            assert gateway.activity.running() == []
+
+
+async def test_whoever_fails_or_leaves_is_under_way_no_more(llama: FakeLlamaServer) -> None:
+    async with running.gateway(served(llama)) as gateway:
+        for body in (b"{", {**HELLO, "model": "none"}):
+            assert (await ask(gateway.port, CHAT, body)).status >= 400
+        llama.script = endless()
+        async with await Connection.open(gateway.port) as connection:
+            await connection.send(request(CHAT, STREAM))
+            await connection.head()
+            assert len(gateway.activity.running()) == 1
+        await gateway.record(2)
+        assert gateway.activity.running() == []
 
 
 async def test_a_body_over_the_cap_is_413_announced_or_not(llama: FakeLlamaServer) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
-from meshnode.api.mesh_control import mesh_commands, no_mesh
+from meshnode.api.mesh_control import mesh_commands, no_mesh, qr_svg
 from meshnode.errors import BadRequest, NotInMesh
 
 pytestmark = pytest.mark.anyio
@@ -17,7 +18,7 @@ class FakeControls:
 
     def __getattr__(self, name: str) -> Any:
         async def answer(*given: object, **named: object) -> dict[str, Any]:
-            return {"call": name, "given": list(given), **named}
+            return {"call": name, "given": list(given), "token": "mn1abc", **named}
 
         return answer
 
@@ -29,6 +30,7 @@ async def test_an_invite_has_sensible_defaults() -> None:
     assert await COMMANDS["/api/invite"]({}) == {
         "call": "invite",
         "given": [],
+        "token": "mn1abc",
         "role": "member",
         "ttl_s": 86_400,
         "uses": 5,
@@ -72,9 +74,26 @@ async def test_members_arrive(path: str, members: dict[str, object], given: list
         ("/api/pair", {"code": "7-amber-fox", "at": ["192.0.2.7:9337"]}),
     ],
 )
-def test_members_out_of_bounds_are_refused(path: str, members: dict[str, object]) -> None:
+async def test_members_out_of_bounds_are_refused(path: str, members: dict[str, object]) -> None:
     with pytest.raises(BadRequest):
-        COMMANDS[path](members)
+        await COMMANDS[path](members)
+
+
+async def test_an_invite_comes_with_its_picture_when_asked_for() -> None:
+    made = await COMMANDS["/api/invite"]({"qr": True})
+    assert made["qr_svg"] == qr_svg("mn1abc")
+    for other in ("yes", 1, False):
+        assert "qr_svg" not in await COMMANDS["/api/invite"]({"qr": other})
+
+
+def test_the_picture_is_an_image_that_loads_nothing_and_runs_nothing() -> None:
+    picture = ElementTree.fromstring(qr_svg("mn1" + "a" * 400))
+    assert picture.tag == "{http://www.w3.org/2000/svg}svg"
+    side = picture.attrib["viewBox"].split()
+    assert side[:2] == ["0", "0"] and side[2] == side[3] and int(side[2]) > 57
+    assert {element.tag.rpartition("}")[2] for element in picture.iter()} == {"svg", "path"}
+    assert "href" not in qr_svg("mn1abc") and "style" not in qr_svg("mn1abc")
+    assert qr_svg("mn1abc") == qr_svg("MN1ABC") != qr_svg("mn1abd")
 
 
 async def test_a_node_without_a_mesh_says_why() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from meshnode.api.activity import Activity
 from meshnode.api.gate import Gates
 from meshnode.api.peer_requests import PeerRequests
 from meshnode.api.record import Record
@@ -31,12 +32,14 @@ class Node:
         self.gates = Gates(capacity=capacity, timeout_s=30)
         self.records: list[Record] = []
         self.stopping = False
+        self.activity = Activity()
         self.requests = PeerRequests(
             models=lambda: self.models,
             gates=self.gates,
             limits=Limits(1 << 20, 30),
             finished=self.records.append,
             stopping=lambda: self.stopping,
+            activity=self.activity,
         )
 
     async def ask(self, path: str = CHAT, body: Any = STREAM, **more: Any) -> Reply:
@@ -57,6 +60,27 @@ async def test_the_bytes_of_the_engine_pass_untouched(llama: FakeLlamaServer) ->
     assert received.headers["authorization"] == "Bearer inner"
     [record] = node.records
     assert (record.status, record.model, record.tokens_out, record.peer) == (200, "demo", 1, "aa" * 32)
+
+
+async def test_a_request_of_a_peer_is_under_way_until_its_end(llama: FakeLlamaServer) -> None:
+    node = Node(served(llama))
+    pace: asyncio.Queue[None] = asyncio.Queue()
+    llama.script = streaming([TOKEN, LAST + DONE], pace=pace)
+    asked = asyncio.create_task(node.ask())
+    pace.put_nowait(None)
+    await until(lambda: [entry["pieces"] for entry in node.activity.running()] == [1])
+    [shown] = node.activity.running()
+    assert (shown["model"], shown["where"], shown["peer"]) == ("demo", "here", "aa" * 32)
+    pace.put_nowait(None)
+    await asked
+    assert node.activity.running() == []
+
+
+async def test_a_node_without_models_says_not_found_as_others_may_have_some() -> None:
+    node = Node()
+    reply = await node.ask()
+    assert (reply.status, json.loads(reply.content)["error"]["type"]) == (404, "model_not_found")
+    assert node.activity.running() == []
 
 
 async def test_errors_are_in_llama_servers_form_with_a_status(llama: FakeLlamaServer) -> None:

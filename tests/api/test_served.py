@@ -4,7 +4,7 @@ import pytest
 
 from meshnode.api.served import Host, Served, find_served
 from meshnode.api.upstream import Pipe
-from meshnode.errors import BadRequest, EngineCrashed, ModelLoading, ModelNotFound
+from meshnode.errors import BadRequest, EngineCrashed, ModelLoading, ModelNotFound, NoModelServed
 
 QWEN = Served("unsloth/Qwen3-4B:Q4_K_M", "ready", names=("qwen3:4b", "qwen3"))
 DEMO = Served("demo", "ready")
@@ -25,16 +25,21 @@ def test_any_model_prefers_one_that_is_ready() -> None:
     assert find_served("whatever", [slow, DEMO], {"whatever": "auto"}) is DEMO
     with pytest.raises(ModelLoading):
         find_served("auto", [slow], {})
-    with pytest.raises(ModelNotFound, match="auto"):
-        find_served("auto", [], {})
+
+
+@pytest.mark.parametrize("name", ["auto", "demo", "", None, 7, "x" * 1000])
+def test_where_no_model_is_known_the_reason_is_told_whatever_was_asked_for(name: object) -> None:
+    with pytest.raises(NoModelServed) as caught:
+        find_served(name, [], {"demo": "other"})
+    assert (caught.value.code, caught.value.http_status) == ("no-model-served", 503)
+    assert caught.value.retry_after_s and "meshnode load NAME" in caught.value.fix
 
 
 def test_no_name_means_the_only_model() -> None:
     assert find_served(None, [DEMO], {}) is DEMO
-    for models in ([], [DEMO, QWEN]):
-        with pytest.raises(BadRequest) as caught:
-            find_served(None, models, {})
-        assert "one of" in caught.value.fix
+    with pytest.raises(BadRequest) as caught:
+        find_served(None, [DEMO, QWEN], {})
+    assert "one of" in caught.value.fix
     for name in ("", 0, True, [], {}):
         with pytest.raises(BadRequest, match="text"):
             find_served(name, [DEMO], {})
