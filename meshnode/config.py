@@ -219,6 +219,17 @@ class Settings:
         return rows
 
 
+def settings_facts(settings: Settings, places: Places) -> dict[str, Any]:
+    """Every setting with its source, and the folders, for the control API. Secrets are left out by `as_rows`."""
+    secret = {item.name for item in setting_fields() if item.metadata["secret"]}
+    rows = [
+        {"name": name, "value": value, "source": source, "help": help, "secret": name in secret}
+        for name, value, source, help in settings.as_rows()
+    ]
+    paths = {"home": str(places.home), "cache": str(places.cache), "file": str(places.config_file)}
+    return {"settings": rows, "paths": paths}
+
+
 def setting_fields() -> list[dataclasses.Field[Any]]:
     """The fields of Settings that a person can set, in the order of their declaration."""
     return [item for item in dataclasses.fields(Settings) if "parse" in item.metadata]

@@ -376,8 +376,12 @@ class Meshing:
     def _find(self, node: str) -> Member:
         wanted = node.casefold()
         members = self._members()
+        # A whole id means that very node, whatever another one calls itself.
+        exact = [member for member in members if member.node.hex() == wanted]
         named = [member for member in members if member.identity and member.identity.name.casefold() == wanted]
-        found = named or [member for member in members if len(node) >= 4 and member.node.hex().startswith(wanted)]
+        found = (
+            exact or named or [member for member in members if len(node) >= 4 and member.node.hex().startswith(wanted)]
+        )
         if len(found) == 1:
             return found[0]
         if found:

@@ -20,6 +20,7 @@ from typing import Any
 from meshnode.api.record import Record
 from meshnode.api.served import ServedState
 from meshnode.assembly import Links, SplitModel
+from meshnode.capacity import Lender, lenders_of
 from meshnode.config import Places, Settings
 from meshnode.core.effects import MembershipSnapshot
 from meshnode.core.election import Elections
@@ -415,6 +416,10 @@ class Pool:
         return member.identity.name if member and member.identity and member.identity.name else node.hex()[:10]
 
     # --- views ----------------------------------------------------------------------------------------------
+
+    def lenders(self) -> tuple[Lender, ...]:
+        """The members that state memory which a split of this node could use."""
+        return lenders_of(self._snapshot().members.values(), self._node, self._lending.rpc_version)
 
     def facts(self) -> dict[str, Any]:
         """For /api/status: the leases of this node, and the weights that come and go."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
 from meshnode import __version__
 from meshnode.api.metrics import Gauge, outcome
 from meshnode.api.record import Record
+from meshnode.config import Settings
+from meshnode.core.placement import HOST
+from meshnode.core.usage import DeviceMemory, Holding, bars, holdings_of
 from meshnode.engine.installed import Engine
 from meshnode.hardware import Inventory
+from meshnode.planning import budget_of
+from meshnode.units import Unit
 
 RAM_STEP_BYTES = 64 << 20
 """Free memory is shown in steps, so that watchers are not sent every page that comes and goes."""
@@ -105,3 +110,57 @@ def mesh_gauges(mesh: dict[str, Any]) -> Iterator[Gauge]:
 
 def _gigabytes(size: int | None) -> str:
     return "?" if size is None else f"{size / 1e9:.1f}"
+
+
+def memory_facts(
+    inventory: Inventory | None, units: Iterable[Unit], leases: Iterable[Mapping[str, Any]], settings: Settings
+) -> list[dict[str, Any]]:
+    """The `memory` member of /api/status: who holds what of each device.
+
+    `leases` are those of `Lending.facts`. The inventory is of the time before this node took anything. What
+    `--max-vram` keeps from a GPU counts as reserved, because its figures do not tell it from what others use.
+    """
+    if inventory is None:
+        return []
+    held = [
+        Holding(device, "lent", size, str(lease["model"]))
+        for lease in leases
+        for device, size in lease["devices"].items()
+    ]
+    for unit in units:
+        if unit.plan is not None and unit.state != "failed":
+            held += holdings_of(unit.id, unit.plan, unit.shape)
+            held += [
+                Holding(device, "weights", size, f"{unit.id} (draft)") for device, size in unit.draft_bytes.items()
+            ]
+    return [
+        {
+            "device": bar.memory.device,
+            "name": bar.memory.name,
+            "kind": bar.memory.kind,
+            "unified": bool(bar.memory.also),
+            "total_bytes": bar.total_bytes,
+            "parts": [{"kind": part.kind, "bytes": part.size_bytes, "model": part.model} for part in bar.parts],
+        }
+        for bar in bars(_memories(inventory, settings), held)
+    ]
+
+
+def _memories(inventory: Inventory, settings: Settings) -> list[DeviceMemory]:
+    """The GPUs, then main memory; GPUs that share it are one memory with it."""
+    budget = budget_of(inventory, settings)
+    usable = {device.name: device.usable_bytes for device in budget.devices}
+    found, shared = [], []
+    for gpu in inventory.accelerators:
+        if gpu.kind == "unified":
+            shared.append(gpu)
+            continue
+        free = gpu.free_bytes if settings.max_vram is None else gpu.total_bytes
+        found.append(DeviceMemory(gpu.id, gpu.name, "gpu", gpu.total_bytes, free, usable.get(gpu.id, 0)))
+    memory = inventory.memory
+    name = ", ".join(gpu.name for gpu in shared) or inventory.processor.model
+    also = tuple(gpu.id for gpu in shared)
+    found.append(
+        DeviceMemory(HOST, name, "memory", memory.total_bytes, memory.available_bytes, budget.host_bytes, also)
+    )
+    return found

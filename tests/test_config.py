@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from meshnode.config import GIB, MIB, Settings, find_places, load, setting_fields
+from meshnode.config import GIB, MIB, Settings, find_places, load, setting_fields, settings_facts
 from meshnode.errors import SettingsError
 
 
@@ -125,6 +125,17 @@ def test_a_bad_secret_is_not_repeated(tmp_path: Path) -> None:
     settings = loaded(tmp_path, environment={"MESHNODE_API_KEY": "canary"})
     assert settings.api_key == "canary"
     assert "canary" not in str(settings.as_rows())
+
+
+def test_the_facts_of_settings_name_their_sources_and_keep_secrets(tmp_path: Path) -> None:
+    settings = loaded(tmp_path, {"port": "3000"}, {"MESHNODE_API_KEY": "canary", "MESHNODE_JOIN": "canary"})
+    places = find_places({"MESHNODE_HOME": str(tmp_path)})
+    facts = settings_facts(settings, places)
+    rows = {row["name"]: row for row in facts["settings"]}
+    assert set(rows) == {item.name for item in setting_fields()}
+    assert (rows["port"]["value"], rows["port"]["source"]) == ("3000", "--port")
+    assert rows["api_key"]["secret"] and rows["api_key"]["value"] == "(set)" and not rows["port"]["secret"]
+    assert "canary" not in str(facts) and facts["paths"]["home"] == str(tmp_path)
 
 
 def test_unknown_keys_of_the_file_get_the_nearest_name(tmp_path: Path) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshnode.api.inference import Record
 from meshnode.api.metrics import Metrics
+from meshnode.config import Settings
+from meshnode.core.placement import HOST_RESERVE_BYTES, Share, SoloPlan
 from meshnode.engine.installed import Engine
 from meshnode.hardware import Device, Inventory, Memory, Note, Processor
+from meshnode.models.names import ModelRef
 from meshnode.status import (
     DEMANDED_MODELS,
     RAM_STEP_BYTES,
@@ -18,9 +23,11 @@ from meshnode.status import (
     engine_sentence,
     gauges,
     hardware_facts,
+    memory_facts,
     mesh_gauges,
     request_facts,
 )
+from meshnode.units import Unit
 
 GPU = Device("CUDA0", "RTX 4090", "gpu", "CUDA", 24_000_000_000, None, "580.95", "nvml")
 CPU = Device("CPU", "Ryzen", "cpu", "CPU", 32_000_000_000, 20_000_000_123)
@@ -124,3 +131,89 @@ def test_peers_are_counted_and_not_named() -> None:
     assert values["meshnode_peers", "left"] == 0 and values["meshnode_links",] == 1
     assert values["meshnode_mesh_events", "junk"] == 7
     assert sum(name == "meshnode_demand_per_minute" for name, *_ in found) == DEMANDED_MODELS
+
+
+# --- memory -----------------------------------------------------------------------------------------------------
+
+CARD = replace(GPU, free_bytes=20_000_000_000)
+PLAN = SoloPlan(
+    context=8192,
+    parallel=4,
+    kv_type="f16",
+    gpu_layers=30,
+    tensor_split=(),
+    shares=(
+        Share("CUDA0", 30, 5_000_000_000, 1_000_000_000, 500_000_000, 20_000_000_000),
+        Share("host", 3, 600_000_000, 0, 16_777_216, 15_000_000_000),
+    ),
+    prompt_cache_bytes=0,
+)
+LEASE = {"model": "far", "devices": {"CUDA0": 2_000_000_000}}
+
+
+def unit(**values: Any) -> Unit:
+    """A served model."""
+    model = Unit("seven", ModelRef("owner/seven", "hub"), "seven", 0.0, state="ready", plan=PLAN)
+    for name, value in values.items():
+        setattr(model, name, value)
+    return model
+
+
+def parts_of(bar: dict[str, Any]) -> dict[tuple[str, str], int]:
+    """Bytes by kind and model, once it is clear that they add up."""
+    assert sum(part["bytes"] for part in bar["parts"]) == bar["total_bytes"]
+    return {(part["kind"], part["model"]): part["bytes"] for part in bar["parts"]}
+
+
+def inventory(*devices: Device) -> Inventory:
+    """A machine with these GPUs."""
+    return replace(INVENTORY, devices=(*devices, CPU))
+
+
+def test_memory_says_who_holds_what_of_each_device() -> None:
+    draft = {"CUDA0": 300_000_000}
+    gpu, ram = json.loads(json.dumps(memory_facts(inventory(CARD), [unit(draft_bytes=draft)], [LEASE], Settings())))
+    assert (gpu["device"], gpu["name"], gpu["kind"], gpu["unified"]) == ("CUDA0", "RTX 4090", "gpu", False)
+    assert (ram["device"], ram["name"], ram["kind"], ram["unified"]) == ("host", "Ryzen", "memory", False)
+    held = parts_of(gpu)
+    assert [part["kind"] for part in gpu["parts"]] == [
+        "weights", "weights", "kv", "compute", "lent", "other", "reserved", "free",
+    ]  # fmt: skip
+    assert held["weights", "seven"] == 5_000_000_000 and held["weights", "seven (draft)"] == 300_000_000
+    assert held["kv", "seven"] == 1_000_000_000 and held["lent", "far"] == 2_000_000_000
+    assert held["other", ""] == 4_000_000_000
+    host = parts_of(ram)
+    assert host["weights", "seven"] == 600_000_000 and ("kv", "seven") not in host
+    assert host["reserved", ""] >= HOST_RESERVE_BYTES
+
+
+def test_a_model_that_failed_or_has_no_plan_yet_holds_nothing() -> None:
+    for model in (unit(state="failed"), unit(plan=None)):
+        gpu, ram = memory_facts(inventory(CARD), [model], [], Settings())
+        assert {kind for kind, _ in {**parts_of(gpu), **parts_of(ram)}} == {"other", "reserved", "free"}
+
+
+def test_what_max_vram_keeps_from_a_card_is_reserved_and_not_used_by_others() -> None:
+    capped = replace(CARD, free_bytes=8_000_000_000)
+    gpu, _ = memory_facts(inventory(capped), [], [], Settings(max_vram=8_000_000_000))
+    held = parts_of(gpu)
+    assert ("other", "") not in held and held["free", ""] < 8_000_000_000 < held["reserved", ""]
+
+
+def test_a_card_that_is_not_to_be_used_has_nothing_free() -> None:
+    gpu, _ = memory_facts(inventory(CARD), [], [], Settings(device=("none",)))
+    assert parts_of(gpu) == {("other", ""): 4_000_000_000, ("reserved", ""): 20_000_000_000}
+
+
+def test_a_unified_memory_stands_once() -> None:
+    metal = Device("MTL0", "Apple M3", "unified", "Metal", 32_000_000_000, 20_000_000_000)
+    plan = replace(PLAN, shares=(replace(PLAN.shares[0], device="MTL0"), PLAN.shares[1]))
+    (bar,) = memory_facts(inventory(metal), [unit(plan=plan)], [], Settings())
+    assert (bar["device"], bar["name"], bar["kind"], bar["unified"]) == ("host", "Apple M3", "memory", True)
+    assert parts_of(bar)["weights", "seven"] == 5_600_000_000
+
+
+def test_a_silent_card_and_a_node_without_an_inventory() -> None:
+    gpu, _ = memory_facts(inventory(replace(GPU, total_bytes=None)), [], [], Settings())
+    assert (gpu["total_bytes"], gpu["parts"]) == (0, [])
+    assert memory_facts(None, [unit()], [LEASE], Settings()) == []
