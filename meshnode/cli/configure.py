@@ -1,4 +1,4 @@
-"""Commands about meshnode itself: its settings and shell completion."""
+"""Commands about settings: those of meshnode, those of programs that use it (cli/agents.py), and shell completion."""
 
 from __future__ import annotations
 
@@ -8,9 +8,23 @@ from meshnode.cli.render import command_errors, emit, table
 from meshnode.config import find_places
 
 
-@click.group()
+class _ConfigGroup(click.Group):
+    """`show`, and beside it a command for each program that can use a node; those are made when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        from meshnode.cli.agents import agent_names
+
+        return [*super().list_commands(ctx), *agent_names()]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        from meshnode.cli.agents import agent_config, agent_names
+
+        return agent_config(cmd_name) if cmd_name in agent_names() else super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_ConfigGroup)
 def config() -> None:
-    """Settings: flag > environment MESHNODE_* > config.toml > built-in."""
+    """This node's settings (flag > environment MESHNODE_* > config.toml > built-in), or those of an agent for it."""
 
 
 @config.command()

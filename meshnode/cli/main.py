@@ -37,7 +37,9 @@ COMMANDS = {
     "rm": ("meshnode.cli.models", "Remove a model from this disk"),
     "search": ("meshnode.cli.models", "Find models"),
     "engine": ("meshnode.cli.engine", "The inference engine: status, build, path, clean"),
-    "config": ("meshnode.cli.configure", "Settings, each with its source"),
+    "launch": ("meshnode.cli.agents", "Run goose, opencode, pi, claude, codex or aider with the models of this node"),
+    "config": ("meshnode.cli.configure", "Settings, each with its source; or what an agent needs: config codex"),
+    "service": ("meshnode.cli.service", "A node that starts by itself: install, status, uninstall"),
     "rotate-key": ("meshnode.cli.mesh", "Give this node a new key while it is stopped"),
     "completion": ("meshnode.cli.configure", "Shell completion for bash, zsh or fish"),
 }

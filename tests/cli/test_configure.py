@@ -87,3 +87,11 @@ def test_completion_for_no_known_shell(run: Run) -> None:
     result = run("completion", "cmd")
     assert result.exit_code == 2
     assert "'bash', 'zsh', 'fish'" in result.stderr
+
+
+def test_agents_stand_beside_show(run: Run) -> None:
+    result = run("config", "--help")
+    assert result.exit_code == 0
+    assert all(name in result.stdout for name in ("show", "codex", "opencode", "continue", "curl"))
+    result = run("config", "nosuch")
+    assert result.exit_code == 2 and "No such command 'nosuch'" in result.stderr
