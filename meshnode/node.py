@@ -19,12 +19,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from meshnode import __version__
-from meshnode.api.app import Controls
+from meshnode.api.activity import Activity
+from meshnode.api.control import Controls
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
@@ -34,34 +34,40 @@ from meshnode.api.record import Record
 from meshnode.api.served import Served
 from meshnode.config import Places, Settings
 from meshnode.core.effects import MembershipSnapshot
-from meshnode.doors import DoorParts, api_door, console_door, peer_door
-from meshnode.engine.installed import Engine, list_devices
-from meshnode.engine.provision import ensure
-from meshnode.errors import MeshnodeError, ModelInUse, NotInMesh
-from meshnode.hardware import Inventory, probe_all
+from meshnode.desk import Desk, DeskParts
+from meshnode.doors import DoorParts, api_door, console_door, gateway_door, peer_door
+from meshnode.engine.installed import Engine
+from meshnode.equipping import Equipping
+from meshnode.errors import MeshnodeError, ModelInUse, NoModelServed, NotInMesh
+from meshnode.hardware import Inventory
 from meshnode.home import home_lock, write_runtime_file
 from meshnode.identity import Identity, load_or_create, short
 from meshnode.meshing import Meshing, node_name
 from meshnode.offers import mesh_entries
-from meshnode.planning import measure_speeds
+from meshnode.planning import Speeds
 from meshnode.pool import Pool
+from meshnode.service import notify
 from meshnode.serving import Serving, Tell
-from meshnode.status import devices_sentence, engine_sentence, gauges, hardware_facts, mesh_gauges, request_facts
+from meshnode.status import gauges, hardware_facts, memory_facts, mesh_gauges, request_facts
+from meshnode.tasks import TaskBoard
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
 from meshnode.units import Unit
 
 RECENT_REQUESTS = 50
+"""Shown in /api/status; /api/requests has KEPT_REQUESTS."""
+KEPT_REQUESTS = 500
 NOBODY = MembershipSnapshot(node=b"", members={})
 
 
 class Node:
     """One node. `run` returns when it was told to stop; `stop` may be called from a signal handler."""
 
-    def __init__(self, settings: Settings, places: Places, *, report: Report, tell: Tell) -> None:
+    def __init__(self, settings: Settings, places: Places, *, report: Report, tell: Tell, idle: bool = False) -> None:
+        """An `idle` node was started to be told what to do: it builds no engine before one is needed."""
         self.settings = settings
         self.places = places
         self.interrupted = False
-        self._report = report
+        self._tasks = TaskBoard(report, self._changed)
         self._tell = tell
         self._started_at = time.time()
         self._state = "starting"
@@ -69,10 +75,9 @@ class Node:
         self._stop_now = asyncio.Event()
         self._cancelled = threading.Event()
         self._token = secrets.token_urlsafe(24)
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_REQUESTS)
+        self._recent: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
         self._served_count = 0
-        self._engine: Engine | None = None
-        self._inventory: Inventory | None = None
+        self._idle = idle
         self._meshing: Meshing | None = None
         self._pool: Pool | None = None
         self._node_id = ""
@@ -86,16 +91,41 @@ class Node:
             places=places,
             problems=self._problems,
             gates=self._gates,
-            report=report,
+            report=self._tasks,
             tell=tell,
             changed=self._changed,
+            equipped=self._equip,
+            task_ended=self._tasks.forget,
         )
+        self._equipping = Equipping(
+            settings=settings,
+            places=places,
+            problems=self._problems,
+            tasks=self._tasks,
+            tell=tell,
+            cancelled=self._cancelled,
+            equipped=self._equipped,
+        )
+        self._activity = Activity(self._events.touch)
         self._doors = DoorParts(
             settings=settings,
+            activity=self._activity,
             gates=self._gates,
             here=self._serving.served,
             models=self._models,
             stopping=self._stop.is_set,
+        )
+        self._desk = Desk(
+            DeskParts(
+                settings=settings,
+                places=places,
+                serving=self._serving,
+                tasks=self._tasks,
+                served=self._models,
+                lenders=lambda: self._pool.lenders() if self._pool is not None else (),
+                api_url=lambda: self._api_url,
+                changed=self._changed,
+            )
         )
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -139,9 +169,16 @@ class Node:
         self.stop()
 
     async def _serve(self, api_sockets: list[socket.socket], console_sockets: list[socket.socket]) -> None:
-        api = HttpServer(api_door(self._doors, node=self._node_id, finished=self._finished))
+        gateway = gateway_door(self._doors, node=self._node_id, finished=self._finished)
+        api = HttpServer(api_door(self._doors, gateway=gateway))
         console = HttpServer(
-            console_door(self._doors, controls=self._controls(), events=self._events, metrics=self._metrics)
+            console_door(
+                self._doors,
+                controls=self._controls(),
+                events=self._events,
+                metrics=self._metrics,
+                gateway=gateway,
+            )
         )
         servers = [
             asyncio.create_task(api.serve(api_sockets), name="api"),
@@ -171,11 +208,14 @@ class Node:
         servers: list[asyncio.Task[None]],
     ) -> None:
         self._state = "stopping"
+        notify.stopping()
         self._cancelled.set()
         self._changed()
         stop.cancel()
         if not start.done():
             start.cancel()
+        await self._desk.close()
+        await self._equipping.stop()
         busy = sum(self._gates.snapshot(model.id).busy for model in self._serving.served())
         if busy:
             self._tell("stop", f"{busy} answers are being finished; Ctrl-C again cuts them")
@@ -208,26 +248,9 @@ class Node:
             await self._now_up()
         if self.settings.client:
             return
-        self._engine = await asyncio.to_thread(
-            ensure,
-            self.places.cache,
-            given=self.settings.engine,
-            backend=self.settings.backend,
-            report=self._report,
-            cancelled=self._cancelled,
-        )
-        self._note_engine(self._engine)
-        listing = partial(list_devices, self._engine)
-        self._inventory = await asyncio.to_thread(probe_all, listing, self.settings.max_vram)
-        for note in self._inventory.notes:
-            self._problems.put("probe-failed", note.probe, probe=note.probe, reason=note.reason)
-        self._tell("devices", devices_sentence(self._inventory))
-        speeds = await asyncio.to_thread(
-            measure_speeds, self._engine, self._inventory, self.settings, self.places.cache, os.environ, self._report
-        )
-        self._serving.equip(self._engine, self._inventory, speeds)
-        if self._pool is not None:
-            self._pool.equip(self._engine, self._inventory, speeds)
+        if self._idle and not await self._equipping.is_built():
+            return
+        await self._equipping.equip()
         if not units:
             return
         self._state = "loading"
@@ -267,18 +290,23 @@ class Node:
         """Say that this node does what it was started for, or all of that but for a model that waits for machines."""
         self._state = "ready"
         self._changed()
+        notify.status(f"{self._api_url}/v1")
+        notify.ready()
         LOG.info("node ready", extra={"facts": {"api": self._api_url, "console": self._console_url}})
         facts: dict[str, Any] = {"ready": ready, "api": f"{self._api_url}/v1", "console": self._console_url}
         if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
-            facts["mesh"] = {"id": mesh["id"], "name": mesh["name"], "invite": await self._meshing.first_invite()}
+            invite = None if self._idle else await self._meshing.first_invite()
+            facts["mesh"] = {"id": mesh["id"], "name": mesh["name"], "invite": invite}
         self._tell("up", json.dumps(facts))
 
-    def _note_engine(self, engine: Engine) -> None:
-        self._tell("engine", engine_sentence(engine))
-        if engine.losses:
-            self._problems.put(
-                "engine-foreign", str(engine.server), path=str(engine.server), losses="; ".join(engine.losses)
-            )
+    async def _equip(self) -> None:
+        await self._equipping.equip()
+
+    def _equipped(self, engine: Engine, inventory: Inventory, speeds: Speeds) -> None:
+        self._serving.equip(engine, inventory, speeds)
+        if self._pool is not None:
+            self._pool.equip(engine, inventory, speeds)
+        self._changed()
 
     # --- parts ----------------------------------------------------------------------------------------------
 
@@ -313,6 +341,9 @@ class Node:
     def _mesh_changed(self) -> None:
         if self._pool is not None:
             self._pool.mesh_changed()
+        mesh = self._meshing.mesh if self._meshing is not None else None
+        if self._idle and mesh is not None and mesh.state == "joined" and not self.settings.client:
+            self._equipping.begin()  # a member lends its memory, as one that was started with --join does
         self._events.touch()
 
     async def _load(self, model: str) -> dict[str, Any]:
@@ -337,13 +368,14 @@ class Node:
 
     def _controls(self) -> Controls:
         return Controls(
-            status=self.status,
             load=self._load,
             unload=self._serving.unload,
             plan=self._plan,
             stop=self.stop,
             token=self._token,
             mesh=self._meshing or no_mesh(lambda: NotInMesh("this node was started with --solo")),
+            requests=lambda limit: list(self._recent)[: -limit - 1 : -1],
+            **self._desk.controls(),
         )
 
     @contextlib.contextmanager
@@ -412,7 +444,7 @@ class Node:
 
     def status(self) -> dict[str, Any]:
         """What /api/status answers; `schema` 1, fields are only added."""
-        inventory, engine = self._inventory, self._engine
+        inventory, engine = self._equipping.inventory, self._equipping.engine
         models = [*self._serving.entries(), *mesh_entries(self._models())]
         return {
             "schema": 1,
@@ -428,8 +460,11 @@ class Node:
                 "key_required": self.settings.api_key is not None,
             },
             "console": {"url": self._console_url},
+            "idle": self._idle_facts(models),
             "engine": engine.as_dict() if engine else None,
             "hardware": hardware_facts(inventory) if inventory else None,
+            "memory": memory_facts(inventory, self._serving.units(), self._leases(), self.settings),
+            **self._desk.facts(),
             "models": models,
             "mesh": self._meshing.facts() if self._meshing is not None else None,
             "pool": self._pool.facts() if self._pool is not None else None,
@@ -438,13 +473,27 @@ class Node:
                 "finished": self._served_count,
                 "active": sum(model["busy"] for model in models),
                 "waiting": sum(model["waiting"] for model in models),
-                "recent": list(self._recent),
+                **self._activity.facts(),
+                "recent": list(self._recent)[-RECENT_REQUESTS:],
             },
             "problems": [problem.as_dict() for problem in self._problems],
         }
 
+    def _leases(self) -> list[dict[str, Any]]:
+        return list(self._pool.facts()["lending"]["leases"]) if self._pool is not None else []
+
+    def _idle_facts(self, models: list[dict[str, Any]]) -> dict[str, str] | None:
+        """Why nothing can be asked here, and what to do."""
+        if models:
+            return None
+        nothing = NoModelServed()
+        reason = f"{nothing.message}; to do: {nothing.fix}"
+        if self._idle and not self._equipping.begun:
+            reason += "; the first load builds the engine, which takes some minutes, where it was never built"
+        return {"reason": reason}
+
     def _gauges(self) -> Iterator[Gauge]:
-        yield from gauges(self._serving.entries(), self._inventory, sum(1 for _ in self._problems))
+        yield from gauges(self._serving.entries(), self._equipping.inventory, sum(1 for _ in self._problems))
         if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
             yield from mesh_gauges(mesh)
 

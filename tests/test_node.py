@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 from meshnode.config import Places, Settings, find_places
+from meshnode.engine.installed import list_devices
 from meshnode.engine.provision import find
 from meshnode.errors import AlreadyRunning, HomeNotWritable, ModelNotFound, PortInUse
-from meshnode.node import Node, list_devices
+from meshnode.node import Node
 from meshnode.telemetry import silent
 
 pytestmark = [pytest.mark.anyio, pytest.mark.engine]
@@ -60,6 +62,19 @@ async def test_a_node_lives_and_leaves_nothing_behind(tmp_path: Path, engine_bin
         assert json.loads((home / "runtime.json").read_text())["token"] not in json.dumps(facts)
     assert not (home / "runtime.json").exists()
     assert not list((home / "run").rglob("*.sock"))
+
+
+async def test_a_service_manager_is_told(tmp_path: Path, engine_bin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with running(tmp_path, "demo") as (_, urls):
+            assert manager.recv(1000) == f"STATUS={urls['api']}".encode()
+            assert manager.recv(1000) == b"READY=1"
+            with pytest.raises(BlockingIOError):
+                manager.recv(1000)
+        assert manager.recv(1000) == b"STOPPING=1"
 
 
 async def test_the_identity_stays(tmp_path: Path, engine_bin: Path) -> None:

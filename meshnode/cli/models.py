@@ -1,4 +1,4 @@
-"""Commands for models: pull, ls, show, rm, search. None of them needs a running node.
+"""Commands for models: pull, ls, show, rm, search. None needs a running node, but for a pull that it does by itself.
 
 Everything a command shows is first gathered as plain facts (what `--json` prints) and only then put into words.
 """
@@ -35,10 +35,15 @@ def open_store() -> ModelStore:
 @click.command()
 @click.argument("model")
 @click.option("--dry-run", is_flag=True, help="only say what would be fetched")
+@click.option("--background", is_flag=True, help="let the running node fetch it, and return at once")
 @as_json_option
 @command_errors
-def pull(model: str, dry_run: bool, as_json: bool) -> None:
+def pull(model: str, dry_run: bool, background: bool, as_json: bool) -> None:
     """Fetch MODEL from Hugging Face, or what is missing of it: an alias, owner/repo[:QUANT], a link."""
+    if background and dry_run:
+        raise click.UsageError("--background and --dry-run exclude each other")
+    if background:
+        return _pull_there(model, as_json=as_json)
     store = open_store()
     ref = store.resolve(model)
     if dry_run:
@@ -53,21 +58,25 @@ def pull(model: str, dry_run: bool, as_json: bool) -> None:
 
 
 @click.command(name="ls")
+@click.option("--fit", is_flag=True, help="say what fits, as the running node sees its memory and its mesh")
 @as_json_option
 @command_errors
-def ls(as_json: bool) -> None:
+def ls(fit: bool, as_json: bool) -> None:
     """Models on this disk, also those that other programs fetched into the Hugging Face cache."""
     store = open_store()
+    fits = _fits_there() if fit else {}
     models = store.list_local()
     if as_json:
-        return emit({"folder": str(store.folder), "models": [_facts(model) for model in models]})
+        found = [_facts(model) | ({"fit": fits.get(model.ref.canonical)} if fit else {}) for model in models]
+        return emit({"folder": str(store.folder), "models": found})
     rows = []
     for model in models:
         size = human_bytes(model.size_bytes)
         if model.incomplete:
             size = f"{size} of {human_bytes(model.total_bytes)}, incomplete"
-        rows.append([model.ref.alias or "-", model.ref.canonical, size, _age(model.modified_s)])
-    table(["ALIAS", "MODEL", "SIZE", "CHANGED"], rows)
+        row = [model.ref.alias or "-", model.ref.canonical, size, _age(model.modified_s)]
+        rows.append([*row, fits.get(model.ref.canonical, {}).get("sentence", "-")] if fit else row)
+    table(["ALIAS", "MODEL", "SIZE", "CHANGED", *(["FIT"] if fit else [])], rows)
     if any(model.incomplete for model in models):
         say("finish an incomplete one with: meshnode pull MODEL")
 
@@ -242,6 +251,27 @@ def _is_served() -> Callable[[str], bool]:
         return lambda canonical: False
     served = {str(entry["canonical"]).lower() for entry in entries if entry["state"] != "failed"}
     return lambda canonical: canonical.lower() in served
+
+
+def _fits_there() -> dict[str, dict[str, str]]:
+    """What fits, by canonical name, as the running node says. Raises NodeNotRunning."""
+    from meshnode.cli.client import find_node
+
+    return {str(item["model"]): item["fit"] for item in find_node().call("GET", "/api/models")["on_disk"]}
+
+
+def _pull_there(model: str, *, as_json: bool) -> None:
+    """Hand a download to the running node. Raises NodeNotRunning, and what the node refuses with."""
+    from meshnode.cli.client import find_node
+
+    node = find_node()
+    accepted = node.call("POST", "/api/pull", {"model": model})
+    if as_json:
+        emit(accepted)
+    elif accepted["state"] == "done":
+        say(f"{printable(accepted['model'])} is on this disk")
+    else:
+        say(f"{printable(accepted['model'])} is being fetched by the node; see {node.console}/#/models")
 
 
 def _dry_run(store: ModelStore, ref: ModelRef, *, as_json: bool) -> None:

@@ -17,36 +17,37 @@ from meshnode.config import Places, Settings, find_places
 MAX_INVITE_CHARS = 4096
 
 QUICK_START = """\
-meshnode {version}: serve language models on your own machines.
+meshnode {version} is open and serves nothing yet. From another terminal:
 
-  Start here        meshnode --model demo            a tiny model that ships with meshnode, no download
-  A real model      meshnode search qwen             find one;  meshnode show NAME  says whether it fits
-                    meshnode --model NAME            fetch it, load it, serve it
-  More machines     meshnode invite                  prints a token;  there: meshnode --join TOKEN
-  A thin laptop     meshnode --client --join TOKEN   uses the models of the mesh, serves none
-  Ask it            curl -s http://localhost:9337/v1/chat/completions -d '{{"model":"demo",
+  Look around       {console:<33}the console: load, chat, join, invite
+  A first model     meshnode load demo               tiny, ships with meshnode, no download
+  A real model      meshnode search qwen             then: meshnode show NAME, meshnode load NAME
+  Ask it            curl -s {api}/chat/completions -d '{{"model":"demo",
                       "messages":[{{"role":"user","content":"count from 1 to 20"}}]}}'
-  Look after it     meshnode status | ps | peers | logs | stop
-  If in trouble     meshnode doctor
+  More machines     meshnode invite                  prints a token; there: meshnode --join TOKEN
+  Join others       meshnode join TOKEN              a thin laptop: meshnode --client --join TOKEN
+  An agent          meshnode launch codex            or goose, opencode, pi, claude, aider
+  Next time         meshnode --model NAME            fetch it, load it, serve it
+  If in trouble     meshnode doctor                  Ctrl-C stops this node
 """
 
 
 @command_errors
 def start(ctx: click.Context, *, as_json: bool, quiet: bool, verbose: int) -> None:
-    """What `meshnode` does without a command: run a node; without any option, say how to."""
+    """What `meshnode` does without a command: run a node; without any option, one that waits to be told what to do."""
     from meshnode.cli.main import settings_of
 
     places = find_places()
     settings = with_pasted_invite(settings_of(ctx))
     asked = any(value not in (None, ()) for value in ctx.obj["flags"].values())
-    if not asked and not (settings.model or settings.join or settings.client):
-        _without_options(places)
+    idle = not asked and not (settings.model or settings.join or settings.client)
+    if idle and _showed_running_node(places, as_json=as_json):
         return
     if verbose:
         from dataclasses import replace
 
         settings = replace(settings, log_level="debug")
-    run_node(settings, places, as_json=as_json, quiet=quiet)
+    run_node(settings, places, as_json=as_json, quiet=quiet, idle=idle)
 
 
 def with_pasted_invite(settings: Settings) -> Settings:
@@ -70,22 +71,26 @@ def pasted_invite(example: str) -> str:
     return token
 
 
-def _without_options(places: Places) -> None:
+def _showed_running_node(places: Places, *, as_json: bool) -> bool:
+    """Show the status of the node that runs here; False when none does."""
     from meshnode.cli.client import find_node
     from meshnode.errors import NodeNotRunning
 
     try:
-        node = find_node(places)
+        facts = find_node(places).call("GET", "/api/status")
     except NodeNotRunning:
-        click.echo(QUICK_START.format(version=__version__), nl=False)
-        return
+        return False
     from meshnode.cli.inspect import show_status
 
-    show_status(node.call("GET", "/api/status"))
+    emit(facts) if as_json else show_status(facts)
+    return True
 
 
-def run_node(settings: Settings, places: Places, *, as_json: bool, quiet: bool) -> None:
-    """Run a node until it is stopped. Raises MeshnodeError when it could not start."""
+def run_node(settings: Settings, places: Places, *, as_json: bool, quiet: bool, idle: bool = False) -> None:
+    """Run a node until it is stopped; an `idle` one builds no engine before one is needed.
+
+    Raises MeshnodeError when it could not start.
+    """
     begun = time.monotonic()
     if not (quiet or as_json):
         say(f"meshnode {__version__}")
@@ -95,21 +100,23 @@ def run_node(settings: Settings, places: Places, *, as_json: bool, quiet: bool) 
             urls = json.loads(text)
             if as_json:
                 emit({"ready": True, "version": __version__, **urls})
+            elif idle and not quiet:
+                say(QUICK_START.format(version=__version__, **urls).rstrip())
             elif not quiet:
                 _say_ready(settings, urls, time.monotonic() - begun)
         elif not (quiet or as_json):
             say(f"{label:<8} {text}")
 
     with progress_report(quiet=quiet or as_json) as report:
-        asyncio.run(_run(settings, places, report, tell))
+        asyncio.run(_run(settings, places, report, tell, idle=idle))
     if not (quiet or as_json):
         say("stopped")
 
 
-async def _run(settings: Settings, places: Places, report: Any, tell: Any) -> None:
+async def _run(settings: Settings, places: Places, report: Any, tell: Any, *, idle: bool) -> None:
     from meshnode.node import Node, install_signals
 
-    node = Node(settings, places, report=report, tell=tell)
+    node = Node(settings, places, report=report, tell=tell, idle=idle)
     install_signals(node)
     await node.run()
     if node.interrupted:

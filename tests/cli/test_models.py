@@ -15,7 +15,9 @@ import gguf_samples as samples
 from loopback_hub import LoopbackHub, noise
 
 from meshnode.cli.main import root
+from meshnode.errors import TooManyRequests
 from meshnode.models import transfer
+from tests.cli.conftest import ScriptedNode
 
 REPO = "owner/tiny-GGUF"
 Run = Callable[..., Result]
@@ -222,3 +224,36 @@ def test_a_model_that_is_served_is_not_removed(run: Run, tiny: bytes, monkeypatc
     monkeypatch.setattr(models, "_is_served", lambda: lambda canonical: canonical == f"{REPO}:Q4_0")
     result = run("rm", f"{REPO}:Q4_0", "--yes")
     assert result.exit_code == 4 and "meshnode unload" in result.stderr
+
+
+def test_a_running_node_fetches_in_the_background(scripted: ScriptedNode, run: Run, tmp_path: Path) -> None:
+    there = {"MESHNODE_HOME": str(tmp_path)}
+    scripted.answer_with("/api/pull", {"model": "qwen3-8b", "state": "running"}, {"model": "demo", "state": "done"})
+    begun = run("pull", "qwen3-8b", "--background", **there)
+    assert begun.exit_code == 0 and begun.stdout == ""
+    assert "is being fetched by the node" in begun.stderr and "/#/models" in begun.stderr
+    assert "on this disk" in run("pull", "demo", "--background", **there).stderr
+    assert facts(run("download", "demo", "--background", "--json", **there)) == {"model": "demo", "state": "done"}
+    assert scripted.calls == [("/api/pull", {"model": name}) for name in ("qwen3-8b", "demo", "demo")]
+
+
+def test_the_background_needs_a_node_and_tells_why_it_refuses(scripted: ScriptedNode, run: Run, tmp_path: Path) -> None:
+    assert run("pull", "demo", "--background").exit_code == 3
+    assert run("pull", "demo", "--background", "--dry-run").exit_code == 2
+    scripted.answer_with("/api/pull", TooManyRequests("16 downloads are waiting already", fix="stop one"))
+    refused = run("pull", "qwen3-8b", "--background", MESHNODE_HOME=str(tmp_path))
+    assert refused.exit_code == 1 and "16 downloads" in refused.stderr and "stop one" in refused.stderr
+
+
+def test_ls_tells_what_fits_as_the_running_node_sees_it(scripted: ScriptedNode, run: Run, tmp_path: Path) -> None:
+    fit = {"verdict": "split", "sentence": "needs 2 nodes: it takes 9.1 GiB"}
+    scripted.answer_with("/api/models", {"on_disk": [{"model": "demo", "fit": fit}], "catalog": []})
+    there = {"MESHNODE_HOME": str(tmp_path)}
+    shown = run("ls", "--fit", **there).stdout.splitlines()
+    assert shown[0].split()[-1] == "FIT" and shown[1].endswith("needs 2 nodes: it takes 9.1 GiB")
+    models = facts(run("ls", "--fit", "--json", **there))["models"]
+    assert isinstance(models, list) and models[0]["fit"] == fit
+    assert "fit" not in facts(run("ls", "--json"))["models"][0]  # type: ignore[index]
+    scripted.answer_with("/api/models", {"on_disk": [], "catalog": []})
+    assert run("ls", "--fit", **there).stdout.splitlines()[1].endswith(" -")
+    assert run("ls", "--fit").exit_code == 3
