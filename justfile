@@ -33,3 +33,11 @@ check:
 # the figures of bench/README.md but those of long simulations (an hour on an idle machine); `just bench split` for one
 bench *OPTIONS:
     {{python}} -m bench {{OPTIONS}}
+
+# fetch the pinned libraries of the web console anew (needs npm; see tools/vendor_console.py)
+vendor-console:
+    {{python}} tools/vendor_console.py
+
+# a picture of every view of the console, in both themes, into docs/screenshots (needs Chromium)
+screenshots *VIEWS:
+    {{python}} -m tests.console.screenshots {{VIEWS}}

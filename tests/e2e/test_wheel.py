@@ -49,9 +49,12 @@ def test_the_wheel_holds_what_is_not_python(wheel: Path) -> None:
         "meshnode/engine/patches/UPSTREAM",
         "meshnode/engine/patches/series",
         *(f"meshnode/engine/patches/{patch.name}" for patch in read_upstream().patches),
+        "meshnode/api/openapi.json",
+        "meshnode/py.typed",
+        *(str(file.relative_to(ROOT)) for file in (ROOT / "meshnode/console/static").rglob("*") if file.is_file()),
     }
     assert wanted <= names
-    assert not [name for name in names if name.startswith(("tests/", "bench/"))]
+    assert not [name for name in names if name.startswith(("tests/", "bench/", "docs/", "tools/", "docker/"))]
     assert wheel.stat().st_size < 16 << 20
 
 
