@@ -68,14 +68,12 @@ class Desk:
             "agents": self.agents,
         }
 
-    def agents(self) -> dict[str, Any]:
-        """The answer of `GET /api/agents`."""
+    def agents(self, model: str = "") -> dict[str, Any]:
+        """The answer of `GET /api/agents`, filled in with `model` where that is served."""
         models = [
-            AgentModel(model.id, model.context_length, model.capabilities)
-            for model in self._parts.served()
-            if model.ready
+            AgentModel(each.id, each.context_length, each.capabilities) for each in self._parts.served() if each.ready
         ]
-        return agents_facts(self._parts.api_url(), models, self._parts.settings.api_key is not None)
+        return agents_facts(self._parts.api_url(), models, self._parts.settings.api_key is not None, model)
 
     def facts(self) -> dict[str, Any]:
         """The members `tasks` and `downloads` of /api/status."""

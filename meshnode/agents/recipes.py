@@ -50,12 +50,13 @@ def endpoint_of(base_url: str, models: Sequence[AgentModel], *, needs_key: bool,
     return Endpoint(base_url.rstrip("/").removesuffix("/v1"), chosen, tuple(models), needs_key)
 
 
-def agents_facts(base_url: str, models: Sequence[AgentModel], key_set: bool) -> dict[str, Any]:
+def agents_facts(base_url: str, models: Sequence[AgentModel], key_set: bool, model: str = "") -> dict[str, Any]:
     """The answer of GET /api/agents: {"base_url", "models": [ids], "agents": [recipes]}; no key in it."""
-    made = recipes(base_url, models, key=KEY_SET if key_set else None)
+    chosen = model if any(each.id == model for each in models) else ""
+    made = recipes(base_url, models, key=KEY_SET if key_set else None, model=chosen)
     return {
         "base_url": base_url.rstrip("/").removesuffix("/v1"),
-        "models": [model.id for model in models],
+        "models": [each.id for each in models],
         "agents": [item.as_dict() for item in made],
     }
 

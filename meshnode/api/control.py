@@ -65,7 +65,7 @@ class Controls:
     requests: Callable[[int], list[Answer]]
     settings: Callable[[], Answer]
     logs: Callable[[str, int], Awaitable[Answer]]
-    agents: Callable[[], Answer]
+    agents: Callable[[str], Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,11 @@ def control_calls(
     async def list_models(_: Request) -> Response:
         return JSONResponse(await controls.models())
 
-    async def agents(_: Request) -> Response:
-        return JSONResponse(controls.agents())
+    async def agents(request: Request) -> Response:
+        model = request.query_params.get("model", "")
+        if len(model) > MAX_QUERY_CHARS:
+            raise BadRequest(f"`model` must be a text of at most {MAX_QUERY_CHARS} characters")
+        return JSONResponse(controls.agents(model))
 
     async def search(request: Request) -> Response:
         words = request.query_params.get("q", "").strip()

@@ -59,7 +59,7 @@ class Console:
             requests=lambda most: [{"id": number} for number in range(most)],
             settings=lambda: {"settings": []},
             logs=self.noting("logs"),
-            agents=lambda: {"agents": []},
+            agents=lambda model: {"agents": []},
         )
 
     def get_status(self) -> dict[str, Any]:
