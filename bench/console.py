@@ -39,6 +39,7 @@ from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Metrics
 from meshnode.console.site import load, site
 from meshnode.errors import NotInMesh
+from meshnode.node import leave_to_stay
 from tests.console.browser import launch
 from tests.console.fake_mesh import FakeMesh, a_model, a_peer, a_status, fake_mesh
 from tests.console.pages import wait_until_live
@@ -254,6 +255,7 @@ class Beat:
 
 async def _watched(seconds: float) -> tuple[list[Beat], dict[str, list[int]]]:
     """The beats of a node's loop, and what the watchers got."""
+    leave_to_stay()
     mesh = LargeMesh(MEMBERS)
     events = Events(mesh.status)
     server = HttpServer(_console(events))

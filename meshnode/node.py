@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import os
 import secrets
@@ -289,6 +290,7 @@ class Node:
     async def _now_up(self, *, ready: bool = True) -> None:
         """Say that this node does what it was started for, or all of that but for a model that waits for machines."""
         self._state = "ready"
+        leave_to_stay()
         self._changed()
         notify.status(f"{self._api_url}/v1")
         notify.ready()
@@ -496,6 +498,14 @@ class Node:
         yield from gauges(self._serving.entries(), self._equipping.inventory, sum(1 for _ in self._problems))
         if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
             yield from mesh_gauges(mesh)
+
+
+def leave_to_stay() -> None:
+    """What is there now, modules for the most part, stays until the end: the collector need not walk through it again.
+
+    A full collection takes some 60 ms otherwise, in the event loop (`python -m bench.console`).
+    """
+    gc.freeze()
 
 
 def install_signals(node: Node) -> None:

@@ -8,6 +8,7 @@ the caller and before anything of a body is read. What a call needs of the node 
 from __future__ import annotations
 
 import asyncio
+import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -33,6 +34,7 @@ from meshnode.errors import BadRequest, Forbidden, TooManyRequests
 
 MAX_CONTROL_BODY_BYTES = 64 << 10
 MAX_QUERY_CHARS = 200
+PIECE_BYTES = 64 << 10
 MOST_REQUESTS = 500
 MOST_LINES = 1000
 TOKEN_HEADER = b"x-meshnode-token"
@@ -95,7 +97,10 @@ def control_calls(
         async def body() -> Any:
             async with aclosing(events.stream(seen)) as stream:  # type: ignore[type-var]
                 async for event in stream:
-                    yield event
+                    # The status of a large mesh, to many at once, would hold the event loop up.
+                    for begin in range(0, len(event), PIECE_BYTES):
+                        yield event[begin : begin + PIECE_BYTES]
+                        await asyncio.sleep(0)
 
         return StreamingResponse(body(), headers=SSE_HEADERS)
 
