@@ -8,7 +8,6 @@ the caller and before anything of a body is read. What a call needs of the node 
 from __future__ import annotations
 
 import asyncio
-import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
