@@ -17,6 +17,7 @@ from meshnode.api.activity import Activity
 from meshnode.api.answer import Answer, CallerLeft, Send
 from meshnode.api.answering import Answering
 from meshnode.api.candidates import Candidates
+from meshnode.api.delivery import END_MARKS
 from meshnode.api.dialects import dialect_of
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
@@ -85,7 +86,10 @@ class Inference:
             )
             await unless_caller_leaves(receive, answering.run())
         except CallerLeft:
-            record.status = STATUS_CALLER_LEFT
+            # Some programs hang up on the last event, before the stream itself has ended.
+            mark = END_MARKS.get(endpoint.path)
+            if mark is None or mark not in answer.tail:
+                record.status = STATUS_CALLER_LEFT
         except MeshnodeError as error:
             record.error = error.code
             await answer.fail(error)

@@ -506,6 +506,19 @@ async def test_a_caller_that_leaves_frees_its_slot(
     assert (await ask(gateway.port, CHAT, STREAM)).body == DONE
 
 
+async def test_a_caller_that_leaves_after_the_last_event_had_its_answer(
+    gateway: Gateway, llama: FakeLlamaServer
+) -> None:
+    llama.script = endless(TOKEN + DONE)
+    async with await Connection.open(gateway.port) as connection:
+        await connection.send(request(CHAT, STREAM))
+        await connection.head()
+        while DONE.strip() not in await connection.event():
+            pass
+    assert (await gateway.record(0)).status == 200
+    assert gateway.gates.snapshot("demo").busy == 0
+
+
 async def test_a_caller_that_leaves_while_others_stream_frees_its_slot_too(llama: FakeLlamaServer) -> None:
     llama.script = endless(TOKEN)
     async with running.gateway(served(llama, slots=3)) as gateway, await Connection.open(gateway.port) as other:

@@ -74,11 +74,6 @@ def test_misspelt_command(run: Run) -> None:
     assert run("frobnicate").returncode == 2
 
 
-def test_bare_command_tells_how_to_begin(run: Run) -> None:
-    done = run()
-    assert done.returncode == 0 and "meshnode --model demo" in done.stdout and done.stderr == ""
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

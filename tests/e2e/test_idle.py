@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -48,6 +49,15 @@ def test_it_serves_nothing_and_says_so_everywhere(idle: NodeProcess) -> None:
     assert idle.ready["mesh"]["invite"] is None
     with urllib.request.urlopen(idle.console_url, timeout=10) as page:
         assert b"<title>" in page.read()
+
+
+def test_in_a_terminal_it_says_how_to_go_on(tmp_path: Path) -> None:
+    node = NodeProcess(home=tmp_path / "home", environment=FREE_PORTS).wait_listening()
+    eventually(lambda: node.status()["state"] == "ready", 20)
+    out, words = node.end(signal.SIGINT)
+    assert out == "", "stdout is data, and nobody asked for any"
+    assert f"Look around       {node.console_url}" in words and "meshnode load demo" in words
+    assert node.process.returncode == 0
 
 
 def test_a_model_can_be_loaded_then(idle: NodeProcess) -> None:

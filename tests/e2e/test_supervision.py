@@ -210,8 +210,9 @@ def test_models_come_and_go_while_others_serve(start_node: StartNode, small_mode
 def test_node_without_models_serves_what_is_loaded_later(start_node: StartNode) -> None:
     node = start_node()
     assert node.status()["ready"] is False
-    with client_of(node) as client, pytest.raises(openai.NotFoundError):
+    with client_of(node) as client, pytest.raises(openai.InternalServerError, match="meshnode load") as refusal:
         client.chat.completions.create(model="demo", messages=QUESTION)
+    assert refusal.value.status_code == 503
     loaded = node.command("load", "demo", "--json")
     assert loaded.returncode == 0 and '"state": "ready"' in loaded.stdout
     assert answers(node)

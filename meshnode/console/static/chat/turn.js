@@ -1,6 +1,6 @@
 // One message of a conversation: what was asked, or an answer with what is known of how it came about.
 import { clean, count, milliseconds, rate, seconds } from "../format.js";
-import { html, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
+import { html, signal, useEffect, useLayoutEffect, useRef, useState } from "../lib.js";
 import { Badge } from "../parts/badge.js";
 import { Button, CopyButton } from "../parts/button.js";
 import { TextArea } from "../parts/field.js";
@@ -8,19 +8,27 @@ import { Failure } from "../parts/notice.js";
 import { now } from "../store.js";
 import { speedOf } from "./answer.js";
 import { focused, toComposer } from "./focus.js";
-import { Growing } from "./markdown.js";
 import { again, resend } from "./session.js";
 
-/** Markdown that may still grow. */
+// Half of what the chat takes over the wire, and of no use before there is an answer.
+const renderer = signal(null);
+let loading = null;
+const load = () => (loading ??= import("./markdown.js").then((module) => (renderer.value = module), () => (loading = null)));
+
+/** Markdown that may still grow; as it was written until its renderer is there. */
 function Markdown({ text, done }) {
   const box = useRef(null);
   const growing = useRef(null);
+  const { Growing } = renderer.value ?? {};
   useLayoutEffect(() => {
+    if (!Growing) return void load();
     growing.current ??= new Growing(box.current);
     growing.current.write(text, done);
-  }, [text, done]);
-  useEffect(() => () => growing.current.stop(), []);
-  return html`<div class="chat-text" dir="auto" ref=${box}></div>`;
+  }, [text, done, Growing]);
+  useEffect(() => () => growing.current?.stop(), []);
+  return Growing
+    ? html`<div key="drawn" class="chat-text" dir="auto" ref=${box}></div>`
+    : html`<div key="plain" class="chat-plain" dir="auto">${text}</div>`;
 }
 
 /** What the model thought before it answered, folded. */
