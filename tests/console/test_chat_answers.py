@@ -243,7 +243,7 @@ def test_it_follows_the_answer_only_for_a_reader_at_its_end(page: Any, node: Fak
     lines = "\n\n".join(f"line {number}" for number in range(60))
     node.scripts = [[chunk(lines), first, chunk("\n\n" + lines), second, *answer("\n\nthe end")]]
     ask(page, "go")
-    until_text(page, "line 59")
+    until(page, "() => document.querySelectorAll('.chat-text p').length === 60")
     until(page, AT_END)
     page.locator(".chat-log").hover()
     page.mouse.wheel(0, -600)

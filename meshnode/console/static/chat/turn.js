@@ -28,7 +28,7 @@ function Markdown({ text, done }) {
   useEffect(() => () => growing.current?.stop(), []);
   return Growing
     ? html`<div key="drawn" class="chat-text" dir="auto" ref=${box}></div>`
-    : html`<div key="plain" class="chat-plain" dir="auto">${text}</div>`;
+    : html`<div key="plain" class="chat-text chat-plain" dir="auto">${text}</div>`;
 }
 
 /** What the model thought before it answered, folded. */
