@@ -19,6 +19,7 @@ from meshnode.api.record import Record
 from meshnode.api.request import Limits
 from meshnode.api.served import Served
 from meshnode.config import Settings
+from meshnode.console.site import site
 from meshnode.core.routing import Router
 
 
@@ -73,8 +74,6 @@ def console_door(
     parts: DoorParts, *, controls: Controls, events: Events, metrics: Metrics, gateway: ASGIApp
 ) -> ASGIApp:
     """The application of the console port: it asks for the token of the node where the API port asks for a key."""
-    from meshnode.console.site import site
-
     return control_app(
         controls=controls,
         events=events,

@@ -447,6 +447,8 @@ class Node:
     def status(self) -> dict[str, Any]:
         """What /api/status answers; `schema` 1, fields are only added."""
         inventory, engine = self._equipping.inventory, self._equipping.engine
+        pool = self._pool.facts() if self._pool is not None else None
+        leases = pool["lending"]["leases"] if pool is not None else []
         models = [*self._serving.entries(), *mesh_entries(self._models())]
         return {
             "schema": 1,
@@ -465,11 +467,11 @@ class Node:
             "idle": self._idle_facts(models),
             "engine": engine.as_dict() if engine else None,
             "hardware": hardware_facts(inventory) if inventory else None,
-            "memory": memory_facts(inventory, self._serving.units(), self._leases(), self.settings),
+            "memory": memory_facts(inventory, self._serving.units(), leases, self.settings),
             **self._desk.facts(),
             "models": models,
             "mesh": self._meshing.facts() if self._meshing is not None else None,
-            "pool": self._pool.facts() if self._pool is not None else None,
+            "pool": pool,
             "standby": self._pool.standby_facts() if self._pool is not None else None,
             "requests": {
                 "finished": self._served_count,
@@ -480,9 +482,6 @@ class Node:
             },
             "problems": [problem.as_dict() for problem in self._problems],
         }
-
-    def _leases(self) -> list[dict[str, Any]]:
-        return list(self._pool.facts()["lending"]["leases"]) if self._pool is not None else []
 
     def _idle_facts(self, models: list[dict[str, Any]]) -> dict[str, str] | None:
         """Why nothing can be asked here, and what to do."""

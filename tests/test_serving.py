@@ -12,9 +12,11 @@ import pytest
 
 from meshnode.api.gate import Gates
 from meshnode.config import Places, Settings, find_places
+from meshnode.core.placement import Share, SoloPlan
 from meshnode.engine.provision import find
 from meshnode.errors import EngineError, ModelDoesNotFit, ModelError, ModelFileInvalid, ModelInUse, ModelNotFound
 from meshnode.hardware import Inventory, Memory, probe_all
+from meshnode.hardware.device import Device
 from meshnode.models.cache import LocalModel
 from meshnode.models.catalog import DEMO_DRAFT, DEMO_TARGET
 from meshnode.serving import Serving, no_engine
@@ -138,6 +140,22 @@ async def test_what_does_not_fit_is_refused_before_an_engine_starts(tmp_path: Pa
         with pytest.raises(ModelDoesNotFit, match="GiB"):
             await bring_up(made, "demo")
         assert made.serving.entries()[0]["engine"] is None
+
+
+async def test_what_a_model_takes_of_a_gpu_is_not_given_away_again(tmp_path: Path, engine_bin: Path) -> None:
+    """The free memory of a device is that of the start of the node: what was planned since comes off."""
+    gpu = Device("CUDA0", "RTX 4090", "gpu", "CUDA", 24 << 30, 23 << 30)
+    async with stage(tmp_path, equipped=False) as made:
+        assert made.serving.room() is None
+        made.equip(Inventory((gpu,), probe_all().processor, Memory(64 << 30, 60 << 30)))
+        before = made.serving.room()
+        unit = await made.serving.add("demo")
+        share = Share("CUDA0", 10, 6 << 30, 1 << 30, 1 << 29, 24 << 30)
+        unit.plan = SoloPlan(4096, 1, "f16", 10, (), (share,), 0)
+        after = made.serving.room()
+        assert before is not None and after is not None
+        assert before.room_bytes("CUDA0") - after.room_bytes("CUDA0") == share.total_bytes > 7 << 30
+        assert before.host_bytes == after.host_bytes
 
 
 async def test_names_that_nobody_knows(tmp_path: Path, engine_bin: Path) -> None:
