@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import ipaddress
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ GIB = 1 << 30
 MEMORY_UNITS = {"": GIB, "g": GIB, "gb": GIB, "gib": GIB, "m": MIB, "mb": MIB, "mib": MIB}
 KV_TYPES = ("f16", "q8_0", "q4_0")
 LONGEST_NAME = 40
+RADII = ("local", "trusted", "public")
+MOST_RELAYS = 16
+PUBLIC_RELAYS = ("wss://relay.damus.io", "wss://nos.lol", "wss://relay.primal.net")
+"""Where public meshes are listed unless other relays are named: asked only by a node that was told to go public."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -121,11 +126,33 @@ def _host(value: object) -> str:
         raise ValueError("expected an IP address such as 0.0.0.0, :: or 127.0.0.1") from None
 
 
-def _lan(value: object) -> str:
+def _when(value: object) -> str:
+    """auto, on or off; `auto` means whatever fits the rest."""
     words = {"auto": "auto", "on": "on", "true": "on", "1": "on", "off": "off", "false": "off", "0": "off"}
     found = words.get(str(value).lower())
     if found is None:
         raise ValueError("expected auto, on or off")
+    return found
+
+
+def _relays(value: object) -> tuple[str, ...]:
+    """URLs of Nostr relays."""
+    urls = _texts(value)
+    if len(urls) > MOST_RELAYS:
+        raise ValueError(f"expected at most {MOST_RELAYS} relays")
+    for url in urls:
+        if not re.fullmatch(r"wss?://[^\s/@]+(/[^\s]*)?", url) or len(url) > 200:
+            raise ValueError("expected the URL of a relay such as wss://relay.example")
+    return urls
+
+
+def _entries(value: object) -> tuple[str, ...]:
+    """HOST:PORT of nodes; a host may be a name, as the user gives it and no peer does."""
+    found = _texts(value)
+    for entry in found:
+        host, colon, port = entry.rpartition(":")
+        if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+            raise ValueError("expected HOST:PORT")
     return found
 
 
@@ -163,10 +190,38 @@ class Settings:
     client: bool = _setting(False, _flag, "use the models of the mesh, serve none")
     solo: bool = _setting(False, _flag, "no mesh: open no UDP port and invite nobody")
     name: str | None = _setting(None, _short_text, "what other nodes call this one (default: the host name)")
-    mesh_name: str | None = _setting(None, _short_text, "name of a mesh that is founded here")
+    private_mesh_name: str | None = _setting(None, _short_text, "name of a private mesh that is founded here")
+    auto: bool = _setting(False, _flag, "find the public mesh that suits best, and join it or start one")
+    publish: bool = _setting(False, _flag, "offer the models of this node to strangers, in a public mesh")
+    mesh_name: str | None = _setting(None, _short_text, "offer them in the public mesh of this name, new or not")
+    region: str | None = _setting(None, _short_text, "where this node is, as listings say it, such as eu-west")
+    max_clients: int = _setting(64, _whole(1, 192), "strangers that this node lets in at a time")
+    nostr_relay: tuple[str, ...] = _setting(PUBLIC_RELAYS, _relays, "Nostr relay that lists public meshes (repeatable)")
+    bootstrap: tuple[str, ...] = _setting((), _entries, "HOST:PORT of a node of a public mesh to begin at (repeatable)")
+    public_port: int = _setting(
+        9338, _whole(0, 65535), "UDP port on which strangers reach this node (0: any free port)"
+    )
+    port_map: str = _setting(
+        "auto", _when, "ask the router to forward the UDP ports: auto (if this node goes public), on, off"
+    )
+    relay: str = _setting(
+        "auto",
+        _when,
+        "carry datagrams between members that cannot reach each other: auto (friends always,"
+        " strangers if this node publishes), on, off",
+    )
+    guess_ports: bool = _setting(
+        True, _flag, "guess ports to reach a node behind a symmetric NAT (this option: do not)"
+    )
+    radius: str = _setting("trusted", _one_of(*RADII), "how far a request may go that does not say it itself")
+    verify: str = _setting("off", _one_of("off", "spot"), "have answers of strangers checked by a second node")
+    public_slots: int = _setting(2, _whole(1, 64), "requests of strangers that are answered at the same time")
+    public_requests: int = _setting(30, _whole(1, 10_000), "requests that one stranger may make in a minute")
+    public_tokens: int = _setting(100_000, _whole(1, 1 << 30), "tokens that one stranger may have in an hour")
+    public_answer: int = _setting(4096, _whole(1, 1 << 20), "tokens of the longest answer for a stranger")
     bind_host: str = _setting("::", _host, "address on which peers reach this node (UDP)")
     bind_port: int = _setting(9337, _whole(0, 65535), "UDP port on which peers reach this node (0: any free port)")
-    lan: str = _setting("auto", _lan, "say on the local network that a node is here: auto (private networks), on, off")
+    lan: str = _setting("auto", _when, "say on the local network that a node is here: auto (private networks), on, off")
     port: int = _setting(9337, _whole(0, 65535), "port of the OpenAI-compatible API (0: any free port)")
     console: int = _setting(3131, _whole(0, 65535), "port of the console and the control API (0: any free port)")
     listen_all: bool = _setting(False, _flag, "accept API requests from other machines; demands MESHNODE_API_KEY")
@@ -208,6 +263,16 @@ class Settings:
     log_level: str = _setting("info", _one_of(*LOG_LEVELS), "how much goes to the log")
     log_format: str = _setting("text", _one_of("text", "json"), "shape of a log line")
     sources: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def goes_public(self) -> bool:
+        """Whether this node takes part in a public mesh."""
+        return self.auto or self.publishes or (self.client and self.mesh_name is not None)
+
+    @property
+    def publishes(self) -> bool:
+        """Whether strangers may use the models of this node."""
+        return not self.client and (self.publish or self.mesh_name is not None)
 
     def as_rows(self) -> list[tuple[str, str, str, str]]:
         """(name, value, source, help) of every setting; a secret shows only that it is set."""
@@ -345,9 +410,11 @@ def _check_together(settings: Settings) -> None:
         )
     if settings.client and settings.model:
         raise SettingsError("--client serves no models", fix="leave --client out, or --model")
-    for name in ("client", "join"):
+    if settings.client and settings.publish:
+        raise SettingsError("--client has nothing to publish", fix="leave --client out, or --publish")
+    for name in ("client", "join", "auto", "publish", "mesh_name"):
         if settings.solo and getattr(settings, name):
-            raise SettingsError(f"--solo and --{name} exclude each other")
+            raise SettingsError(f"--solo and --{name.replace('_', '-')} exclude each other")
     if settings.solo and settings.split:
         raise SettingsError("--solo and --split exclude each other")
     if settings.draft and settings.no_draft:

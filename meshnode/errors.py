@@ -10,7 +10,8 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   ├── CacheNotWritable
     │   ├── DiskFull
     │   ├── PortInUse
-    │   └── AlreadyRunning
+    │   ├── AlreadyRunning
+    │   └── AuditBroken
     ├── WrongUse                              a program that uses meshnode.Client in a way that cannot work
     ├── NodeNotRunning               exit 3
     ├── ModelError                   exit 4
@@ -36,7 +37,9 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
     │   ├── MayNotInvite             403
     │   ├── NodeNotFound             404
     │   ├── NotInMesh                409
-    │   └── AlreadyInMesh            409
+    │   ├── AlreadyInMesh            409
+    │   ├── NoNostrRelay             503
+    │   └── NoPublicMesh             503
     ├── EngineError                  exit 6
     │   ├── SourceUnavailable
     │   ├── ToolchainMissing
@@ -53,9 +56,12 @@ says what to do next. `code` is stable: it appears in terminals, logs, `--json` 
         ├── MethodNotAllowed         405
         ├── RequestTimeout           408
         ├── BodyTooLarge             413
+        ├── OutOfRadius              403      exit 8
         ├── TooManyRequests          429
+        │   └── StrangerLimit        429
         ├── ModelLoading             503
         ├── NoModelServed            503
+        ├── PublicPaused             503
         └── NodeStopping             503
 """
 
@@ -146,6 +152,13 @@ class AlreadyRunning(StateError):
     code = "already-running"
     http_status = 409
     fix = "to add a model: meshnode load X; to end it: meshnode stop; for a second node set MESHNODE_HOME"
+
+
+class AuditBroken(StateError):
+    """The audit log is not what this node wrote."""
+
+    code = "audit-broken"
+    fix = "keep the file as it is, and look at the line that is named; a new log begins with the next record"
 
 
 class WrongUse(MeshnodeError, RuntimeError):
@@ -367,6 +380,22 @@ class AlreadyInMesh(NetworkError):
     fix = "leave it first: meshnode leave; or use a second home: MESHNODE_HOME=DIR meshnode --join TOKEN"
 
 
+class NoNostrRelay(NetworkError):
+    """None of the Nostr relays answers."""
+
+    code = "no-nostr-relay"
+    http_status = 503
+    fix = "look at the network; other relays: --nostr-relay wss://...; without any: --bootstrap HOST:PORT"
+
+
+class NoPublicMesh(NetworkError):
+    """There is no public mesh that this node can join."""
+
+    code = "no-public-mesh"
+    http_status = 503
+    fix = "start one: meshnode --publish --model NAME"
+
+
 class EngineError(MeshnodeError):
     """The inference engine (llama.cpp) failed."""
 
@@ -488,6 +517,22 @@ class TooManyRequests(RequestError):
     http_status = 429
 
 
+class StrangerLimit(TooManyRequests):
+    """A stranger gets no more of this node for now."""
+
+    code = "stranger-limit"
+    fix = "wait, or ask the owner of the node for an invite"
+
+
+class OutOfRadius(RequestError):
+    """The request may not go as far as the nodes that could answer it."""
+
+    code = "out-of-radius"
+    http_status = 403
+    exit_code = 8
+    fix = "send the header x-meshnode-radius: public, if strangers may read the prompt"
+
+
 class ModelLoading(RequestError):
     """The model is still loading."""
 
@@ -501,6 +546,13 @@ class NoModelServed(RequestError):
     code = "no-model-served"
     http_status = 503
     fix = "meshnode load NAME, or join a mesh: meshnode join TOKEN"
+
+
+class PublicPaused(RequestError):
+    """The owner of this node serves no strangers at the moment."""
+
+    code = "public-paused"
+    http_status = 503
 
 
 class NodeStopping(RequestError):

@@ -346,7 +346,7 @@ class Meshing:
             await mesh.enter()
 
     def _mesh_name(self) -> str:
-        return showable(self._settings.mesh_name or f"{self._name}'s mesh", LIMIT_NAME_CHARS) or "mesh"
+        return showable(self._settings.private_mesh_name or f"{self._name}'s mesh", LIMIT_NAME_CHARS) or "mesh"
 
     async def leave(self) -> dict[str, Any]:
         """Leave the mesh for good: its certificate and invites are forgotten. The node goes on in one of its own."""

@@ -34,6 +34,8 @@ ENUMS = {
     "rpc": ("RpcKind", "What an `rpc` stream is for."),
     "lease": ("LeaseCode", "Why a lease is refused or ends."),
     "bulk": ("BulkKind", "What a `bulk` stream asks for."),
+    "relay": ("RelayCode", "Why a node does not carry a flow, or carries it no more."),
+    "nat": ("Nat", "What a node knows of the address translation before it."),
     "close": ("Close", "Application close codes of a connection (RFC 9000, 20.2)."),
     "reset": ("Reset", "Application codes with which one stream is reset."),
 }
@@ -55,7 +57,7 @@ def registry_module(registry: dict[str, Any]) -> str:
     parts.append('}\n"""Which roles may open a stream of each type."""\n')
     early = [f"StreamType.{key.upper()}" for key, value in registry["streams"].items() if value.get("before_admission")]
     parts.append(f"BEFORE_ADMISSION: Final = frozenset({{{', '.join(early)}}})\n\n")
-    for section in ("lease", "close", "reset"):
+    for section in ("lease", "relay", "close", "reset"):
         parts.append(f"{section.upper()}_TEXTS: Final[dict[int, str]] = {{\n")
         parts += [f'    {_number(section, value)}: "{value["text"]}",\n' for value in registry[section].values()]
         parts.append("}\n")
@@ -71,7 +73,7 @@ def _no_roles(key: str) -> str:
 def _number(section: str, value: Any) -> str:
     if section == "streams":
         return str(value["id"])
-    if section == "lease":
+    if section in ("lease", "relay"):
         return str(value["code"])
     return f"0x{value['code']:X}" if section in ("close", "reset") else str(value)
 

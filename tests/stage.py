@@ -19,7 +19,15 @@ from meshnode.pool import Pool
 from meshnode.serving import Serving
 from meshnode.telemetry import ProblemBoard, silent
 
-QUIET = Settings(bind_host="127.0.0.1", bind_port=0, lan="off", sources={"bind_port": "test"})
+QUIET = Settings(
+    bind_host="127.0.0.1",
+    bind_port=0,
+    public_port=0,
+    lan="off",
+    port_map="off",
+    nostr_relay=("ws://127.0.0.1:9",),
+    sources={"bind_port": "test"},
+)
 
 
 class FakeServing(Serving):

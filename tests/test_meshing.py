@@ -30,12 +30,12 @@ async def test_the_first_start_founds_a_mesh_and_later_ones_return_to_it(tmp_pat
             True,
         )
         assert facts["peers"] == [] and facts["addresses"][0].startswith("127.0.0.1:")
-    async with running(tmp_path, mesh_name="another") as stage:
+    async with running(tmp_path, private_mesh_name="another") as stage:
         assert stage.facts()["id"] == facts["id"]
 
 
 async def test_two_nodes_serve_each_others_models(tmp_path: Path) -> None:
-    async with running(tmp_path / "a", name="left", mesh_name="home") as a:
+    async with running(tmp_path / "a", name="left", private_mesh_name="home") as a:
         async with running(tmp_path / "b", name="right", join=await token_of(a)) as b:
             assert b.facts()["name"] == "home" and not b.facts()["may_invite"]
             assert any("connected" in text for label, text in b.told if label == "mesh")
@@ -100,7 +100,7 @@ async def test_a_client_without_an_invite_says_what_to_do(tmp_path: Path) -> Non
 
 
 async def test_the_mesh_that_nobody_else_is_in_gives_way_to_another(tmp_path: Path) -> None:
-    async with running(tmp_path / "a", mesh_name="home") as a, running(tmp_path / "b") as b:
+    async with running(tmp_path / "a", private_mesh_name="home") as a, running(tmp_path / "b") as b:
         joined = await b.meshing.join(await token_of(a))
         assert joined["name"] == "home" == b.facts()["name"]
         await until(lambda: bool(a.facts()["peers"]))
@@ -135,7 +135,7 @@ async def test_a_join_that_fails_leaves_a_node_that_can_still_invite(tmp_path: P
 
 
 async def test_leaving_is_told_and_forgets_the_mesh(tmp_path: Path) -> None:
-    async with running(tmp_path / "a", mesh_name="home") as a, running(tmp_path / "b", join=await token_of(a)) as b:
+    async with running(tmp_path / "a", private_mesh_name="home") as a, running(tmp_path / "b", join=await token_of(a)) as b:
         await until(lambda: bool(a.facts()["peers"]))
         assert await b.meshing.leave() == {"left": "home"}
         await until(lambda: all(peer["state"] == "left" for peer in a.facts()["peers"]), 3)

@@ -26,7 +26,7 @@ def state(stage: Stage) -> tuple[str, str]:
 
 
 async def test_a_code_and_an_address_make_two_machines_one(tmp_path: Path) -> None:
-    async with running(tmp_path / "a", mesh_name="home") as a, running(tmp_path / "b") as b:
+    async with running(tmp_path / "a", private_mesh_name="home") as a, running(tmp_path / "b") as b:
         assert state(a) == ("none", "")
         shown = await a.meshing.pair(None)
         assert state(a) == ("waiting", "")
@@ -42,7 +42,7 @@ async def test_a_code_and_an_address_make_two_machines_one(tmp_path: Path) -> No
 
 async def test_the_local_network_finds_who_shows_the_code(tmp_path: Path) -> None:
     async with (
-        running(tmp_path / "a", mesh_name="home", lan="on") as a,
+        running(tmp_path / "a", private_mesh_name="home", lan="on") as a,
         running(tmp_path / "other", lan="on") as other,
         running(tmp_path / "b", lan="on") as b,
     ):
@@ -67,7 +67,7 @@ async def test_a_wrong_word_spends_the_code(tmp_path: Path) -> None:
 
 
 async def test_whoever_has_no_mesh_takes_the_invite_of_the_other(tmp_path: Path) -> None:
-    async with running(tmp_path / "a") as a, running(tmp_path / "b", mesh_name="theirs") as b:
+    async with running(tmp_path / "a") as a, running(tmp_path / "b", private_mesh_name="theirs") as b:
         vault = a.meshing._vault
         assert vault is not None and a.meshing._mesh is not None
         await a.meshing._mesh.leave()

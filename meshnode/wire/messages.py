@@ -10,6 +10,8 @@ from typing import Any
 
 from meshnode.wire import schema
 from meshnode.wire.address import Address
+from meshnode.wire.dht import DhtFind, DhtFound, DhtStore, DhtStored
+from meshnode.wire.inquiry import Inquiry, Prospect
 from meshnode.wire.registry import (
     LIMIT_ADDRESSES,
     LIMIT_CERTIFICATE_BYTES,
@@ -30,6 +32,7 @@ from meshnode.wire.schema import MAX_U8, MAX_U16, MAX_U32, Bytes, Flag, ListOf, 
 from meshnode.wire.signed import KEY_BYTES
 from meshnode.wire.splits import LEASE_MESSAGES, RpcOpen
 from meshnode.wire.statements import STATEMENT_ID_BYTES, Coordinate
+from meshnode.wire.traversal import TRAVERSAL_MESSAGES
 from meshnode.wire.values import WireError, decode
 from meshnode.wire.weights import BulkOpen
 
@@ -284,6 +287,13 @@ MESSAGES: dict[int, type[Any]] = {
     MessageId.PAIR_CONFIRM: PairConfirm,
     MessageId.PAIR_ACCEPT: PairAccept,
     **LEASE_MESSAGES,
+    MessageId.INQUIRY: Inquiry,
+    MessageId.PROSPECT: Prospect,
+    MessageId.DHT_FIND: DhtFind,
+    MessageId.DHT_FOUND: DhtFound,
+    MessageId.DHT_STORE: DhtStore,
+    MessageId.DHT_STORED: DhtStored,
+    **TRAVERSAL_MESSAGES,
 }
 _IDS = {shape: int(number) for number, shape in MESSAGES.items()}
 

@@ -22,6 +22,10 @@ class StreamType(IntEnum):
     RPC = 4
     BULK = 6
     PAIR = 8
+    DHT = 10
+    RELAY = 12
+    PUNCH = 14
+    INQUIRY = 16
 
 
 class Role(IntEnum):
@@ -68,6 +72,21 @@ class MessageId(IntEnum):
     LEASE_READY = 88
     LEASE_LEAVING = 90
     LEASE_END = 92
+    INQUIRY = 96
+    PROSPECT = 98
+    DHT_FIND = 100
+    DHT_FOUND = 102
+    DHT_STORE = 104
+    DHT_STORED = 106
+    RELAY_RESERVE = 108
+    RELAY_RESERVED = 110
+    RELAY_CONNECT = 112
+    RELAY_FLOW = 114
+    RELAY_REFUSED = 116
+    RELAY_END = 118
+    PUNCH_OFFER = 120
+    PUNCH_ANSWER = 122
+    PUNCH_DONE = 124
 
 
 class StatementKind(IntEnum):
@@ -115,6 +134,28 @@ class BulkKind(IntEnum):
     HAVE = 4
 
 
+class RelayCode(IntEnum):
+    """Why a node does not carry a flow, or carries it no more."""
+
+    DONE = 0
+    NOT_RELAYING = 1
+    NOT_CONNECTED = 2
+    TOO_MANY = 3
+    QUOTA = 4
+    REFUSED = 5
+    IDLE = 6
+    LEAVING = 7
+
+
+class Nat(IntEnum):
+    """What a node knows of the address translation before it."""
+
+    UNKNOWN = 0
+    NONE = 1
+    CONE = 2
+    SYMMETRIC = 3
+
+
 class Close(IntEnum):
     """Application close codes of a connection (RFC 9000, 20.2)."""
 
@@ -159,9 +200,13 @@ MAY_OPEN: Final[dict[StreamType, frozenset[Role]]] = {
     StreamType.RPC: frozenset({Role.MEMBER}),
     StreamType.BULK: frozenset({Role.MEMBER}),
     StreamType.PAIR: frozenset(),
+    StreamType.DHT: frozenset({Role.MEMBER, Role.CLIENT}),
+    StreamType.RELAY: frozenset({Role.MEMBER, Role.CLIENT}),
+    StreamType.PUNCH: frozenset({Role.MEMBER, Role.CLIENT}),
+    StreamType.INQUIRY: frozenset(),
 }
 """Which roles may open a stream of each type."""
-BEFORE_ADMISSION: Final = frozenset({StreamType.CONTROL, StreamType.PAIR})
+BEFORE_ADMISSION: Final = frozenset({StreamType.CONTROL, StreamType.PAIR, StreamType.INQUIRY})
 
 LEASE_TEXTS: Final[dict[int, str]] = {
     0: "the host needs it no more",
@@ -178,6 +223,16 @@ LEASE_TEXTS: Final[dict[int, str]] = {
     11: "no tunnel came",
     12: "it took too long",
     13: "the weights cannot be had",
+}
+RELAY_TEXTS: Final[dict[int, str]] = {
+    0: "the flow is needed no more",
+    1: "this node relays for nobody",
+    2: "the peer that is meant is not connected here",
+    3: "as many flows as this node carries are open",
+    4: "the peer has used up what this node carries for it",
+    5: "the peer that is meant does not want it",
+    6: "nothing came for too long",
+    7: "the relay is leaving",
 }
 CLOSE_TEXTS: Final[dict[int, str]] = {
     0x100: "the node is leaving",
@@ -251,3 +306,13 @@ LIMIT_LEASE_TEXT_CHARS: Final = 200
 LIMIT_LEASE_FRAME_BYTES: Final = 4096
 LIMIT_BULK_CHUNKS: Final = 64
 LIMIT_BULK_STREAMS: Final = 8
+LIMIT_PROSPECT_STATEMENTS: Final = 32
+LIMIT_DHT_PEERS: Final = 20
+LIMIT_DHT_RECORDS: Final = 16
+LIMIT_DHT_RECORD_BYTES: Final = 600
+LIMIT_RELAY_FLOWS: Final = 64
+LIMIT_CANDIDATES: Final = 16
+LIMIT_PUBLIC_IDENTITIES_A_PREFIX: Final = 4
+LIMIT_PUBLIC_CERTIFICATE_TTL_S: Final = 1209600
+LIMIT_LISTING_BYTES: Final = 16384
+LIMIT_OWNER_BYTES: Final = 240

@@ -25,6 +25,7 @@ from meshnode.wire.registry import (
     LIMIT_MONITORS,
     LIMIT_NAME_CHARS,
     LIMIT_NEIGHBOURS,
+    LIMIT_OWNER_BYTES,
     LIMIT_PLAN_WORKERS,
     LIMIT_STATEMENT_BYTES,
     LIMIT_WEIGHTS,
@@ -36,6 +37,7 @@ from meshnode.wire.schema import (
     MAX_U32,
     MAX_U63,
     Bytes,
+    Flag,
     Int,
     ListOf,
     Nested,
@@ -154,12 +156,16 @@ class PlanClaim:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a node is: its membership certificate, its name, and where it can be reached."""
+    """Who a node is: its membership certificate, its name, and where it can be reached.
+
+    `owner` may hold the signed bytes with which the owner of the node vouches for it (wire/owners.py).
+    """
 
     certificate: bytes = member(0, Bytes(SIGNATURE_BYTES + 1, LIMIT_CERTIFICATE_BYTES))
     addresses: tuple[Address, ...] = member(2, ListOf(Where(), LIMIT_ADDRESSES), ())
     name: str = member(3, Text(LIMIT_NAME_CHARS), "")
     software: str = member(5, Text(LIMIT_NAME_CHARS), "")
+    owner: bytes = member(7, Bytes(0, LIMIT_OWNER_BYTES), b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +173,8 @@ class Dynamic:
     """What a node has and does at the moment. `monitors` are the short ids of those who may accuse it.
 
     `weights` are the content hashes of models on its disk that others may have. `rpc` is the version of llama.cpp's
-    RPC with which it lends its devices to splits (splits.version_number), 0 when it does not.
+    RPC with which it lends its devices to splits (splits.version_number), 0 when it does not. `relay` says that it
+    carries datagrams for others; `nat` is the address translation before it (registry, `nat`).
     """
 
     devices: tuple[Device, ...] = member(0, ListOf(Nested(Device), LIMIT_DEVICES), ())
@@ -178,6 +185,8 @@ class Dynamic:
     claims: tuple[PlanClaim, ...] = member(11, ListOf(Nested(PlanClaim), LIMIT_CLAIMS), ())
     weights: tuple[bytes, ...] = member(13, ListOf(Bytes(CONTENT_HASH_BYTES, CONTENT_HASH_BYTES), LIMIT_WEIGHTS), ())
     rpc: int = member(15, UInt(MAX_U32), 0)
+    relay: bool = member(17, Flag(), False)
+    nat: int = member(19, UInt(MAX_U8), 0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def test_a_key_is_named_and_never_shown(start_node, open_console) -> None:
 
 
 def test_with_no_model_it_says_what_to_do(start_node, open_console) -> None:
-    node = start_node("--mesh-name", "bare")
+    node = start_node("--private-mesh-name", "bare")
     page = open_console(node, "agents")
     page.get_by_text("No model is served, so the recipes name none yet").wait_for()
     page.get_by_role("link", name="Load one under Models").click()

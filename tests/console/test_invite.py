@@ -19,8 +19,8 @@ REFUSED = r"status of 4\d\d|status of 502"
 @pytest.fixture
 def pair_of_nodes(start_node: StartNode) -> tuple[NodeProcess, NodeProcess]:
     """Two nodes without models, each in a mesh of its own."""
-    return start_node("--mesh-name", "orchard", "--name", "apple"), start_node(
-        "--mesh-name", "garage", "--name", "wrench"
+    return start_node("--private-mesh-name", "orchard", "--name", "apple"), start_node(
+        "--private-mesh-name", "garage", "--name", "wrench"
     )
 
 
@@ -62,7 +62,7 @@ def test_a_token_of_one_page_brings_the_other_node_in(pair_of_nodes, open_consol
 
 
 def test_the_token_stays_in_the_view(open_console, start_node) -> None:
-    page = open_console(start_node("--mesh-name", "orchard"), "invite")
+    page = open_console(start_node("--private-mesh-name", "orchard"), "invite")
     token = make_invite(page)
     kept = "JSON.stringify([location.href, {...localStorage}, {...sessionStorage}, document.cookie, history.state])"
     assert token not in page.evaluate(kept)
@@ -157,7 +157,7 @@ def test_a_node_in_no_mesh_says_so(start_node, open_console) -> None:
 
 @pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 360)])
 def test_it_is_accessible_and_fits(start_node, open_console, axe, theme: str, width: int) -> None:
-    page = open_console(start_node("--mesh-name", "<b>orchard</b>"), "invite", theme=theme, width=width)
+    page = open_console(start_node("--private-mesh-name", "<b>orchard</b>"), "invite", theme=theme, width=width)
     make_invite(page)
     page.get_by_role("button", name="Show a code").click()
     page.get_by_label("The code").wait_for()

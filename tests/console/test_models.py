@@ -55,11 +55,11 @@ def hub(tmp_path: Path) -> Iterator[LoopbackHub]:
 def node_with_hub(hub: LoopbackHub, start_node: StartNode, tmp_path: Path) -> NodeProcess:
     """An idle node that fetches from that hub into an empty folder."""
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_CACHE": str(tmp_path / "hub"), "MESHNODE_THREADS": "1"}
-    return start_node("--mesh-name", "shelf", environment=environment)
+    return start_node("--private-mesh-name", "shelf", environment=environment)
 
 
 def test_a_model_is_loaded_and_unloaded(start_node, open_console) -> None:
-    node = start_node("--mesh-name", "shelf")
+    node = start_node("--private-mesh-name", "shelf")
     page = open_console(node, "models")
     page.get_by_text("No model is served", exact=True).wait_for()
     ask_for(page, "demo")
@@ -82,7 +82,7 @@ def test_a_model_is_loaded_and_unloaded(start_node, open_console) -> None:
 
 
 def test_why_a_load_failed_stays_until_it_is_put_away(start_node, open_console, tmp_path: Path) -> None:
-    node = start_node("--mesh-name", "shelf")
+    node = start_node("--private-mesh-name", "shelf")
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"this is no model" * 64)
     page = open_console(node, "models")
@@ -102,7 +102,7 @@ def test_why_a_load_failed_stays_until_it_is_put_away(start_node, open_console, 
 
 
 def test_a_name_that_means_nothing_is_answered_with_a_way_on(start_node, open_console) -> None:
-    page = open_console(start_node("--mesh-name", "shelf"), "models")
+    page = open_console(start_node("--private-mesh-name", "shelf"), "models")
     page.expected(REFUSED)
     hostile = "<img src=x onerror=alert(1)>"
     ask_for(page, hostile)

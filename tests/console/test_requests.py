@@ -164,6 +164,6 @@ def test_it_is_accessible_and_fits(open_console, demo_server, axe, theme: str, w
 
 
 def test_no_requests_yet(start_node, open_console) -> None:
-    page = open_console(start_node("--mesh-name", "quiet"), "requests")
+    page = open_console(start_node("--private-mesh-name", "quiet"), "requests")
     page.get_by_text("Nobody has asked anything yet").wait_for()
     page.get_by_text("No request is running.").wait_for()

@@ -43,7 +43,7 @@ def relay_to(
     """A new node behind a new relay. The relay ends with the block, the node with its fixture."""
     port = free_port()
     environment = {**SMALL, "MESHNODE_BIND_HOST": "::1", "MESHNODE_BIND_PORT": str(port)}
-    node = start(*arguments, "--mesh-name", mesh_name, "--name", name, environment=environment)
+    node = start(*arguments, "--private-mesh-name", mesh_name, "--name", name, environment=environment)
     with UdpRelay(server=("::1", port), front=("127.0.0.1", 0), record=record) as relay:
         yield node, relay
 
