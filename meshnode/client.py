@@ -33,6 +33,7 @@ from meshnode.sdk.counting import TokenCounts
 from meshnode.sdk.exchange import Api
 from meshnode.serving import Serving
 from meshnode.telemetry import LOG, ProblemBoard, silent
+from meshnode.trust import Trust
 from meshnode.wire.statements import Dynamic
 
 OBEYED = ("name", "bind_host", "lan", "aliases", "max_body", "queue", "queue_timeout", "ping_interval", "stall_timeout")
@@ -152,6 +153,7 @@ class Client:
             changed=self._news.set,
             handlers={},
             has=Dynamic,
+            trust=Trust(places.home, bytes(identity.node_id)),
         )
         parts = DoorParts(
             settings=settings,

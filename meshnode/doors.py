@@ -1,4 +1,5 @@
-"""The web applications of a node, made of its settings and parts: the model API, the control API, requests of peers."""
+"""The web applications of a node, made of its settings and parts: the model API, the control API, requests of peers
+and of strangers."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from meshnode.api.app import ASGIApp, api_app, gateway_app
 from meshnode.api.control import Controls, control_app
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
-from meshnode.api.inference import Inference
+from meshnode.api.guest_requests import GuestRequests, Trail
+from meshnode.api.inference import Answered, Inference, nobody, trusted_by_default
 from meshnode.api.metrics import Metrics
 from meshnode.api.peer_requests import PeerRequests
 from meshnode.api.record import Record
@@ -20,13 +22,17 @@ from meshnode.api.request import Limits
 from meshnode.api.served import Served
 from meshnode.config import Settings
 from meshnode.console.site import site
+from meshnode.core.guests import GuestLimits, Guests
+from meshnode.core.radius import Radius
 from meshnode.core.routing import Router
+from meshnode.wire.address import Address
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorParts:
     """What callers meet: `here` are the models of this node, `models` those that can be asked for; `stopping` says
-    that nothing new is taken on. `activity` knows the requests under way at all doors."""
+    that nothing new is taken on. `activity` knows the requests under way at all doors. `radius`, `pages_may_widen` and
+    `answered` are those of Inference."""
 
     settings: Settings
     gates: Gates
@@ -34,6 +40,9 @@ class DoorParts:
     models: Callable[[], Sequence[Served]]
     stopping: Callable[[], bool]
     activity: Activity = field(default_factory=Activity)
+    radius: Callable[[], Radius] = trusted_by_default
+    pages_may_widen: bool = False
+    answered: Answered = nobody
 
 
 def gateway_door(parts: DoorParts, *, node: str, finished: Callable[[Record], None]) -> ASGIApp:
@@ -48,6 +57,9 @@ def gateway_door(parts: DoorParts, *, node: str, finished: Callable[[Record], No
         finished=finished,
         router=Router(random.Random()),
         activity=parts.activity,
+        radius=parts.radius,
+        pages_may_widen=parts.pages_may_widen,
+        answered=parts.answered,
     )
     return gateway_app(
         inference=inference,
@@ -94,6 +106,41 @@ def peer_door(parts: DoorParts, *, finished: Callable[[Record], None]) -> PeerRe
         finished=finished,
         stopping=parts.stopping,
         activity=parts.activity,
+    )
+
+
+def guests_of(settings: Settings) -> Guests:
+    """The strangers of a node, bounded as its settings say."""
+    return Guests(
+        GuestLimits(
+            requests=settings.public_requests, tokens=settings.public_tokens, answer_tokens=settings.public_answer
+        )
+    )
+
+
+def guest_door(
+    parts: DoorParts,
+    guests: Guests,
+    audit: Trail,
+    finished: Callable[[Record], None],
+    *,
+    address_of: Callable[[bytes], Address | None],
+    is_near: Callable[[bytes], bool],
+) -> GuestRequests:
+    """What answers the requests of strangers: from this node's own engines only, after everyone nearer. `address_of`
+    is the validated address of a linked node; `is_near` says that a node is our own or a friend's.
+    """
+    return GuestRequests(
+        models=parts.here,
+        gates=parts.gates,
+        guests=guests,
+        slots=parts.settings.public_slots,
+        trail=audit,
+        finished=finished,
+        stopping=parts.stopping,
+        activity=parts.activity,
+        address_of=address_of,
+        is_near=is_near,
     )
 
 

@@ -38,9 +38,18 @@ from meshnode.mesh.streams import StreamHandler
 from meshnode.mesh.tunnel import Answer
 from meshnode.mesh.vault import Vault
 from meshnode.neighbours import Neighbours
-from meshnode.offers import client_facts, has_replica, invite_facts, offers_of, peer_facts, served_over_mesh
+from meshnode.offers import (
+    client_facts,
+    has_replica,
+    invite_facts,
+    nat_facts,
+    offers_of,
+    peer_facts,
+    served_over_mesh,
+)
 from meshnode.serving import Serving, Tell
 from meshnode.telemetry import ProblemBoard
+from meshnode.trust import Trust
 from meshnode.wire import invites
 from meshnode.wire.invites import Invite
 from meshnode.wire.registry import LIMIT_INVITE_TTL_S, LIMIT_NAME_CHARS, Role, StreamType
@@ -70,8 +79,11 @@ class Meshing:
         changed: Callable[[], None],
         handlers: Mapping[StreamType, StreamHandler],
         has: Callable[[], Dynamic],
+        trust: Trust,
     ) -> None:
-        """`handlers` serve streams of peers beside HTTP; `has` says what this node has, but for its models."""
+        """`handlers` serve streams of peers beside HTTP; `has` says what this node has, but for its models; `trust`
+        who of the members are this node's own.
+        """
         self._settings = settings
         self._identity = identity
         self._folder = places.home / "mesh"
@@ -86,14 +98,22 @@ class Meshing:
         self._neighbours: Neighbours | None = None
         self._handlers = handlers
         self._has = has
+        self._trust = trust
         self._answer: Answer | None = None
         self._publisher: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
-        self._served: tuple[MembershipSnapshot, list[Served]] | None = None
+        self._served: tuple[MembershipSnapshot, int, list[Served]] | None = None
         self.speeds = SpeedMeter()
         self.demand = DemandMeter()
 
     # --- life -----------------------------------------------------------------------------------------------
+
+    @property
+    def has_where_to_go(self) -> bool:
+        """Whether there is a private mesh for this node: a client that goes public alone has none."""
+        settings = self._settings
+        known = (self._folder / "membership").exists()
+        return not settings.client or settings.join is not None or known or not settings.goes_public
 
     async def start(self, answer: Answer) -> None:
         """Open the UDP port and join, found, or return to a mesh.
@@ -140,7 +160,13 @@ class Meshing:
     async def _open_at(self, port: int) -> Mesh:
         assert self._vault is not None and self._answer is not None and self._neighbours is not None
         options = MeshOptions(
-            host=self._settings.bind_host, port=port, name=self._name, software=f"meshnode {__version__}"
+            host=self._settings.bind_host,
+            port=port,
+            name=self._name,
+            software=f"meshnode {__version__}",
+            relay=self._settings.relay != "off",
+            guess_ports=self._settings.guess_ports,
+            owner=lambda: self._trust.certificate,
         )
         return await Mesh.start(
             vault=self._vault,
@@ -221,10 +247,17 @@ class Meshing:
         """Every model that can be asked for here: of this node and of the mesh. Made anew when either has changed."""
         if self._mesh is None:
             return self._serving.served()
-        members = self._mesh.members()
-        if self._served is None or self._served[0] is not members:
-            self._served = members, served_over_mesh(self._serving.served(), self._members(), self._mesh.http)
-        return self._served[1]
+        members, epoch = self._mesh.members(), self._trust.epoch
+        if self._served is None or self._served[0] is not members or self._served[1] != epoch:
+            models = served_over_mesh(
+                self._serving.served(),
+                self._members(),
+                self._mesh.http,
+                radius=self._trust.of_member,
+                claims=self._has().claims,
+            )
+            self._served = members, epoch, models
+        return self._served[2]
 
     @property
     def mesh(self) -> Mesh | None:
@@ -236,6 +269,10 @@ class Meshing:
         if self._mesh is None:
             return MembershipSnapshot(node=self._identity.node_id, members={})
         return self._mesh.members()
+
+    def alive(self) -> list[bytes]:
+        """The ids of the members that can be asked."""
+        return [member.node for member in self._members() if member.state == "alive" and member.reachable]
 
     def _members(self) -> list[Member]:
         if self._mesh is None:
@@ -438,9 +475,18 @@ class Meshing:
             "state": mesh.state,
             "node": short(self._identity.node_id),
             "addresses": [str(address) for address in mesh.addresses],
+            "nat": nat_facts(mesh.nat),
             "peers": [
-                *(peer_facts(member, _text(mesh.address_of(member.node))) for member in members),
-                *(client_facts(client) for client in mesh.clients()),
+                *(
+                    peer_facts(
+                        member,
+                        _text(mesh.address_of(member.node)),
+                        radius=self._trust.of_member(member),
+                        path=mesh.path_of(member.node),
+                    )
+                    for member in members
+                ),
+                *(client_facts(client, radius=self._trust.of_node(client.node)) for client in mesh.clients()),
             ],
             "demand": [
                 {"model": model, "per_minute": round(rate, 3)}

@@ -30,7 +30,9 @@ from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
 from meshnode.api.mesh_control import no_mesh
+from meshnode.api.public_control import nothing_public
 from meshnode.api.metrics import Gauge, Metrics
+from meshnode.api.radius_control import RadiusControl
 from meshnode.api.record import Record
 from meshnode.api.served import Served
 from meshnode.config import Places, Settings
@@ -39,7 +41,7 @@ from meshnode.desk import Desk, DeskParts
 from meshnode.doors import DoorParts, api_door, console_door, gateway_door, peer_door
 from meshnode.engine.installed import Engine
 from meshnode.equipping import Equipping
-from meshnode.errors import MeshnodeError, ModelInUse, NoModelServed, NotInMesh
+from meshnode.errors import MeshnodeError, ModelInUse, NoModelServed, NotInMesh, StateError
 from meshnode.hardware import Inventory
 from meshnode.home import home_lock, write_runtime_file
 from meshnode.identity import Identity, load_or_create, short
@@ -49,9 +51,11 @@ from meshnode.planning import Speeds
 from meshnode.pool import Pool
 from meshnode.service import notify
 from meshnode.serving import Serving, Tell
+from meshnode.strangers import StrangerParts, Strangers
 from meshnode.status import gauges, hardware_facts, memory_facts, mesh_gauges, request_facts
 from meshnode.tasks import TaskBoard
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
+from meshnode.trust import Trust
 from meshnode.units import Unit
 
 RECENT_REQUESTS = 50
@@ -81,6 +85,8 @@ class Node:
         self._idle = idle
         self._meshing: Meshing | None = None
         self._pool: Pool | None = None
+        self._trust: Trust | None = None
+        self._strangers: Strangers | None = None
         self._node_id = ""
         self._api_url = self._console_url = ""
         self._events = Events(self.status)
@@ -108,9 +114,13 @@ class Node:
             equipped=self._equipped,
         )
         self._activity = Activity(self._events.touch)
+        self._radius = RadiusControl(settings.radius, changed=self._changed)
         self._doors = DoorParts(
             settings=settings,
             activity=self._activity,
+            radius=self._radius,
+            pages_may_widen=settings.api_key is not None,
+            answered=lambda *given: self._strangers.answered(*given) if self._strangers is not None else None,
             gates=self._gates,
             here=self._serving.served,
             models=self._models,
@@ -139,8 +149,10 @@ class Node:
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = self._serving.node = identity.node_id.hex()
             if not self.settings.solo:
+                self._trust = Trust(self.places.home, bytes(identity.node_id), changed=self._changed, told=self._trust_damaged)
                 self._pool = self._make_pool(identity)
-                self._meshing = self._make_meshing(identity, self._pool)
+                self._meshing = self._make_meshing(identity, self._pool, self._trust)
+                self._strangers = self._make_strangers(identity, self._pool, self._meshing, self._trust)
             self._tell("node", f'{short(identity.node_id)} "{node_name(self.settings)}"')
             api_sockets = listen(self.settings.port, public=self.settings.listen_all, purpose="the API")
             try:
@@ -226,8 +238,8 @@ class Node:
         if self._pool is not None:
             await self._pool.leave(0.0 if self._stop_now.is_set() else self.settings.drain_timeout)
         self._serving.hold()
-        if self._meshing is not None:
-            await self._meshing.stop(now=self._stop_now.is_set())
+        goodbyes = [part.stop(now=self._stop_now.is_set()) for part in (self._strangers, self._meshing) if part]
+        await asyncio.gather(*goodbyes)
         await self._serving.stop(now=self._stop_now.is_set())
         if self._pool is not None:
             await self._pool.stop()
@@ -241,9 +253,11 @@ class Node:
 
     async def _bring_up(self) -> None:
         units = [await self._serving.add(name) for name in self.settings.model]
-        if self._meshing is not None and self._pool is not None:
+        if self._meshing is not None and self._pool is not None and self._strangers is not None:
             await self._pool.start()
-            await self._meshing.start(peer_door(self._doors, finished=self._finished_for_peer).answer)
+            if self._meshing.has_where_to_go:
+                await self._meshing.start(peer_door(self._doors, finished=self._finished_for_peer).answer)
+            await self._strangers.start()
             self._changed()
         if not units:
             await self._now_up()
@@ -327,7 +341,7 @@ class Node:
             offers=lambda: self._meshing.offers() if self._meshing else (),
         )
 
-    def _make_meshing(self, identity: Identity, pool: Pool) -> Meshing:
+    def _make_meshing(self, identity: Identity, pool: Pool, trust: Trust) -> Meshing:
         return Meshing(
             settings=self.settings,
             places=self.places,
@@ -338,7 +352,35 @@ class Node:
             changed=self._mesh_changed,
             handlers=pool.handlers,
             has=pool.has,
+            trust=trust,
         )
+
+    def _make_strangers(self, identity: Identity, pool: Pool, meshing: Meshing, trust: Trust) -> Strangers:
+        return Strangers(
+            StrangerParts(
+                settings=self.settings,
+                places=self.places,
+                identity=identity,
+                doors=self._doors,
+                gates=self._gates,
+                problems=self._problems,
+                tell=self._tell,
+                changed=self._events.touch,
+                has=pool.has,
+                offers=meshing.offers,
+                models=self._models,
+                trust=trust.of_stranger,
+                known_private=meshing.alive,
+                finished=self._finished_for_peer,
+            )
+        )
+
+    def _trust_damaged(self, error: StateError | None) -> None:
+        """A file that says who is trusted cannot be read any more, or can again."""
+        if error is None:
+            self._problems.clear("trust-damaged")
+        else:
+            self._problems.put("trust-damaged", reason=error.message, todo=error.fix)
 
     def _mesh_changed(self) -> None:
         if self._pool is not None:
@@ -366,7 +408,9 @@ class Node:
 
     def _models(self) -> list[Served]:
         """Every model that can be asked for here."""
-        return self._meshing.served() if self._meshing is not None else self._serving.served()
+        if self._meshing is None or self._strangers is None:
+            return self._serving.served()
+        return self._strangers.hosts(self._meshing.served())
 
     def _controls(self) -> Controls:
         return Controls(
@@ -376,6 +420,8 @@ class Node:
             stop=self.stop,
             token=self._token,
             mesh=self._meshing or no_mesh(lambda: NotInMesh("this node was started with --solo")),
+            public=self._strangers or nothing_public(lambda: NotInMesh("this node was started with --solo")),
+            radius=self._radius,
             requests=lambda limit: list(self._recent)[: -limit - 1 : -1],
             **self._desk.controls(),
         )
@@ -422,11 +468,15 @@ class Node:
             return
         if self._meshing is not None:
             self._meshing.touch()
+        if self._strangers is not None:
+            self._strangers.touch()
         self._events.touch()
 
     def _finished(self, record: Record) -> None:
         if self._meshing is not None:
             self._meshing.learn(record, asked_here=True)
+        if self._strangers is not None:
+            self._strangers.finished(record)
         self._remember(record)
 
     def _finished_for_peer(self, record: Record) -> None:
@@ -471,6 +521,8 @@ class Node:
             **self._desk.facts(),
             "models": models,
             "mesh": self._meshing.facts() if self._meshing is not None else None,
+            "swarm": self._strangers.facts() if self._strangers is not None else None,
+            "trust": self._trust.facts(self._radius()) if self._trust is not None else None,
             "pool": pool,
             "standby": self._pool.standby_facts() if self._pool is not None else None,
             "requests": {
@@ -497,6 +549,8 @@ class Node:
         yield from gauges(self._serving.entries(), self._equipping.inventory, sum(1 for _ in self._problems))
         if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
             yield from mesh_gauges(mesh)
+        if self._strangers is not None:
+            yield from self._strangers.gauges()
 
 
 def leave_to_stay() -> None:

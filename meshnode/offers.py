@@ -14,13 +14,23 @@ from meshnode.api.served import Host, Served, ServedState
 from meshnode.api.upstream import Connect
 from meshnode.core.effects import Member
 from meshnode.core.placement import HOST
+from meshnode.core.radius import LOCAL, PUBLIC, TRUSTED, furthest, nearest
 from meshnode.hardware import Inventory
 from meshnode.hardware.benchmark import BenchmarkResult
 from meshnode.mesh.ledger import InviteEntry
 from meshnode.mesh.sessions import Peer
+from meshnode.mesh.traversal import NatView
 from meshnode.wire.registry import LIMIT_DEVICES, LIMIT_MODEL_NAME_CHARS, LIMIT_MODELS, LIMIT_NAME_CHARS, Role
 from meshnode.wire.schema import MAX_U32, can_be_shown, showable
-from meshnode.wire.statements import CONTENT_HASH_BYTES, Capability, Device, ModelState, Offer
+from meshnode.wire.statements import (
+    CONTENT_HASH_BYTES,
+    SHORT_ID_BYTES,
+    Capability,
+    Device,
+    ModelState,
+    Offer,
+    PlanClaim,
+)
 
 MEMORY_STEP_BYTES = 256 << 20
 """Free memory is told in steps: every page that comes and goes would be news otherwise."""
@@ -29,8 +39,6 @@ PROCESSOR = "CPU"
 MEGABYTE = 1_000_000
 MICROSECONDS = 1_000_000
 UNKNOWN_RTT_S = 0.05
-RADIUS_HERE = "local"
-RADIUS_MESH = "trusted"
 MAX_OFFERED_NAMES = 4
 _DEVICE_FACTS = tuple(item.name for item in dataclasses.fields(Device))
 
@@ -49,6 +57,7 @@ _WORDS: dict[int, ServedState] = {
 
 Speed = Callable[[str], tuple[float | None, float | None]]
 """Model -> tokens per second while answering and while reading a prompt; None where nothing was measured."""
+RadiusOf = Callable[[Member], str]
 
 
 # --- what this node offers ------------------------------------------------------------------------------------
@@ -141,22 +150,63 @@ def _stepped(size: int) -> int:
 # --- what others offer ----------------------------------------------------------------------------------------
 
 
+def _trusted(_: Member) -> str:
+    """Where the members of a private mesh are as long as nobody says more of them."""
+    return TRUSTED
+
+
 def served_over_mesh(
-    local: Sequence[Served], members: Iterable[Member], connect: Callable[[bytes], Connect]
+    local: Sequence[Served],
+    members: Iterable[Member],
+    connect: Callable[[bytes], Connect],
+    *,
+    radius: RadiusOf = _trusted,
+    claims: Sequence[PlanClaim] = (),
 ) -> list[Served]:
-    """The models of this node and of every reachable member, those of one name as one model with several hosts."""
-    found: dict[str, Served] = {model.id: model for model in local}
-    for member in members:
+    """The models in `local` and of every reachable member, those of one name as one model with several hosts.
+
+    `local` are those of this node, or what another mesh has. `radius` tells where a member is. Whoever holds layers of
+    a split sees what passes through them: such a host is as far away as the furthest of its workers. `claims` are the
+    splits that this node hosts.
+    """
+    known = list(members)
+    by_short = {member.node[:SHORT_ID_BYTES]: member for member in known}
+
+    def of_workers(workers: Iterable[bytes]) -> str:
+        return furthest(radius(by_short[worker]) if worker in by_short else TRUSTED for worker in workers)
+
+    def of_host(member: Member, offer: Offer) -> str:
+        held = member.dynamic.claims if member.dynamic else ()
+        return furthest((radius(member), of_workers(_workers(held, offer.content_hash))))
+
+    found: dict[str, Served] = {}
+    for model in local:
+        here = model.local
+        if here is not None and here.content_hash and claims:
+            there = of_workers(_workers(claims, bytes.fromhex(here.content_hash)))
+            model = _with_radius(model, furthest((here.radius, there)))
+        found[model.id] = model
+    for member in known:
         if member.state != "alive" or not member.reachable or member.dynamic is None:
             continue
         for offer in member.dynamic.models:
-            host = _host(member, offer, connect)
-            known = found.get(offer.name)
-            found[offer.name] = _with_host(known, host) if known else _remote(offer, host)
+            host = _host(member, offer, connect, of_host(member, offer))
+            model_there = found.get(offer.name)
+            found[offer.name] = _with_host(model_there, host) if model_there else _remote(offer, host)
     return list(found.values())
 
 
-def _host(member: Member, offer: Offer, connect: Callable[[bytes], Connect]) -> Host:
+def _workers(claims: Iterable[PlanClaim], content_hash: bytes) -> set[bytes]:
+    """The short ids of those who hold layers of a model, by what its host claims."""
+    return {worker for claim in claims if claim.content_hash == content_hash for worker in claim.workers}
+
+
+def _with_radius(model: Served, radius: str) -> Served:
+    hosts = (dataclasses.replace(host, radius=radius) if host.here else host for host in model.hosts)
+    return dataclasses.replace(model, hosts=tuple(hosts))
+
+
+def _host(member: Member, offer: Offer, connect: Callable[[bytes], Connect], radius: str) -> Host:
     rtt_s = member.rtt_s if member.rtt_s is not None else member.estimated_rtt_s
     return Host(
         node=member.node.hex(),
@@ -171,7 +221,7 @@ def _host(member: Member, offer: Offer, connect: Callable[[bytes], Connect]) -> 
         rtt_s=UNKNOWN_RTT_S if rtt_s is None else rtt_s,
         tokens_per_s=offer.decode_speed / 10 or None,
         prompt_tokens_per_s=offer.prompt_speed / 10 or None,
-        radius=RADIUS_MESH,
+        radius=radius,
     )
 
 
@@ -194,6 +244,8 @@ def _remote(offer: Offer, host: Host) -> Served:
 
 
 def _with_host(model: Served, host: Host) -> Served:
+    if host.radius == PUBLIC and model.near:  # what a stranger states says nothing of the model that others have
+        return dataclasses.replace(model, hosts=(*model.hosts, host))
     here = model.local is not None
     return dataclasses.replace(
         model,
@@ -207,8 +259,10 @@ def _with_host(model: Served, host: Host) -> Served:
 # --- how a member is shown ------------------------------------------------------------------------------------
 
 
-def peer_facts(member: Member, address: str | None) -> dict[str, Any]:
-    """A member for /api/status. Names are what the peer says of itself: untrusted text."""
+def peer_facts(
+    member: Member, address: str | None, *, radius: str = TRUSTED, path: str | None = None
+) -> dict[str, Any]:
+    """A member for /api/status. Names are what the peer says of itself: untrusted text. `path` is how it is linked."""
     identity, dynamic = member.identity, member.dynamic
     devices = dynamic.devices if dynamic else ()
     rtt_s = member.rtt_s
@@ -220,7 +274,8 @@ def peer_facts(member: Member, address: str | None) -> dict[str, Any]:
         "reachable": member.reachable,
         "role": Role(member.role).name.lower() if member.role else "member",
         "address": address,
-        "path": "direct" if member.linked else None,
+        "path": path or ("direct" if member.linked else None),
+        "radius": radius,
         "linked": member.linked,
         "rtt_ms": None if rtt_s is None else round(rtt_s * 1e3, 2),
         "estimated_rtt_ms": None if member.estimated_rtt_s is None else round(member.estimated_rtt_s * 1e3, 2),
@@ -235,7 +290,7 @@ def peer_facts(member: Member, address: str | None) -> dict[str, Any]:
     }
 
 
-def client_facts(client: Peer) -> dict[str, Any]:
+def client_facts(client: Peer, *, radius: str = TRUSTED, path: str | None = None) -> dict[str, Any]:
     """A client-only node that is connected here, in the form of `peer_facts`."""
     seen = Member(
         node=client.node,
@@ -252,7 +307,7 @@ def client_facts(client: Peer) -> dict[str, Any]:
         since=client.link.opened_at,
         heard_at=client.link.opened_at,
     )
-    return peer_facts(seen, str(client.link.address)) | {
+    return peer_facts(seen, str(client.link.address), radius=radius, path=path) | {
         "name": client.session.name,
         "software": client.session.software,
     }
@@ -272,11 +327,14 @@ def _offer_facts(offer: Offer) -> dict[str, Any]:
 
 
 def has_replica(model: Served) -> bool:
-    """Another host could go on with every answer of this node's engine: it holds the same weights and is ready."""
+    """Another host could go on with every answer of this node's engine: it holds the same weights and is ready. A
+    stranger could only with those that may go there.
+    """
     here = model.local
     if here is None or not here.content_hash:
         return False
-    return any(other.ready and other.content_hash == here.content_hash for other in model.hosts if not other.here)
+    others = (host for host in model.hosts if not host.here and host.radius != PUBLIC)
+    return any(other.ready and other.content_hash == here.content_hash for other in others)
 
 
 def mesh_entries(models: Iterable[Served]) -> list[dict[str, Any]]:
@@ -289,7 +347,8 @@ def mesh_entries(models: Iterable[Served]) -> list[dict[str, Any]]:
             "detail": model.detail,
             "error": None,
             "since": None,
-            "where": f"mesh ({len(model.hosts)})",
+            "where": f"{'mesh' if model.near else 'public'} ({len(model.hosts)})",
+            "radius": nearest(host.radius for host in model.hosts) if model.hosts else LOCAL,
             "size_bytes": model.size_bytes,
             "quantisation": "",
             "context_length": model.context_length,
@@ -317,4 +376,14 @@ def invite_facts(entry: InviteEntry) -> dict[str, Any]:
         "uses_left": entry.uses_left,
         "revoked": entry.revoked,
         "may_invite": entry.may_invite,
+    }
+
+
+def nat_facts(nat: NatView) -> dict[str, Any]:
+    """What is between this node and the others, for /api/status."""
+    return {
+        "kind": nat.kind,
+        "observed": [str(address) for address in nat.observed],
+        "mapped": [str(address) for address in nat.mapped],
+        "relays": list(nat.relays),
     }

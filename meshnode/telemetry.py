@@ -123,6 +123,41 @@ PROBLEM_KINDS = {
             "{path}: {reason}",
             "free some disk space or make the folder writable; serving goes on meanwhile",
         ),
+        ProblemKind(
+            "audit-not-written",
+            "failure",
+            "The audit log cannot be written",
+            "{path}: {reason}; strangers are not served meanwhile",
+            "free some disk space or make the folder writable; strangers are served again by themselves then",
+        ),
+        ProblemKind(
+            "audit-broken",
+            "warning",
+            "The audit log is not what this node wrote",
+            "{path}, {reason}",
+            "keep the file as it is, and look at the line that is named: meshnode audit verify; a new file has begun",
+        ),
+        ProblemKind(
+            "trust-damaged",
+            "failure",
+            "Who is trusted cannot be read",
+            "{reason}; nobody is trusted more for it meanwhile",
+            "{todo}",
+        ),
+        ProblemKind(
+            "public-mesh-unfound",
+            "warning",
+            "This node has found no public mesh",
+            "{reason}",
+            "look at the network; other relays: --nostr-relay wss://...; without any: --bootstrap HOST:PORT",
+        ),
+        ProblemKind(
+            "public-mesh-unlisted",
+            "warning",
+            "No relay lists the public mesh of this node",
+            "{reason}",
+            "it is tried again; meanwhile others come in by --bootstrap; other relays: --nostr-relay wss://...",
+        ),
     )
 }
 

@@ -80,7 +80,7 @@ def _number(section: str, value: Any) -> str:
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> JSON Schema of every shape that travels by itself."""
-    from meshnode.wire import certificates, invites, messages, registry, statements
+    from meshnode.wire import certificates, dht, invites, messages, owners, registry, statements
     from meshnode.wire.schema import describe
 
     numbered = {registry.MessageId(number): shape for number, shape in messages.MESSAGES.items()}
@@ -92,6 +92,8 @@ def schemas() -> dict[str, dict[str, Any]]:
     found["statement"] = (statements.Payload, {"purpose": statements.PURPOSE})
     found["certificate"] = (certificates.Certificate, {"purpose": certificates.PURPOSE})
     found["invite"] = (invites.Invite, {"purpose": invites.PURPOSE})
+    found["provider"] = (dht.Provider, {"purpose": dht.PURPOSE})
+    found["owner"] = (owners.OwnerCertificate, {"purpose": owners.PURPOSE})
     files = {}
     for name, (shape, extra) in sorted(found.items()):
         about = " ".join((shape.__doc__ or "").split())
@@ -108,8 +110,11 @@ def vectors() -> dict[str, str]:
         "cases_streams",
         "cases_manifests",
         "cases_signed",
+        "cases_owners",
+        "cases_providers",
         "cases_pairing",
         "cases_tunnels",
+        "cases_listings",
     ):
         files |= importlib.import_module(module).files()
     return {name: _case_by_case(content) for name, content in files.items()}

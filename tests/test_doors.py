@@ -13,7 +13,7 @@ from meshnode.api.gate import Gates
 from meshnode.api.metrics import Metrics
 from meshnode.api.record import Record
 from meshnode.config import Settings
-from meshnode.doors import DoorParts, api_door, console_door, gateway_door, peer_door
+from meshnode.doors import DoorParts, api_door, console_door, gateway_door, guest_door, guests_of, peer_door
 from tests.api.console import TOKEN, Console
 from tests.api.raw_http import ask
 from tests.api.running import CHAT, HELLO, serving
@@ -101,3 +101,29 @@ async def test_requests_of_all_doors_are_known_in_one_place_while_they_are_under
 def test_peers_are_answered_from_here_alone() -> None:
     made = peer_door(parts(), finished=lambda record: None)
     assert callable(made.answer)
+
+
+class NoTrail:
+    """An audit log that cannot be written."""
+
+    writable = False
+
+    def record(self, kind: str, /, **facts: object) -> None:
+        raise AssertionError(kind)
+
+    def mask(self, prefix: str, /) -> str:
+        return ""
+
+
+async def test_strangers_are_bounded_as_the_settings_say_and_served_only_with_an_audit_log() -> None:
+    made = parts(public_slots=3, public_requests=7, public_tokens=5000, public_answer=99)
+    guests = guests_of(made.settings)
+    limits = guests.limits
+    assert (limits.requests, limits.tokens, limits.answer_tokens) == (7, 5000, 99)
+    records: list[Record] = []
+    door = guest_door(made, guests, NoTrail(), records.append, address_of=lambda node: None, is_near=lambda node: False)
+    assert door.facts()["slots"] == 3
+    reply = Reply()
+    await door.answer(Asked(CHAT, b"{}"), reply)
+    assert reply.status == 503 and records[0].error == "public-paused"
+    assert door.facts()["refused"] == 1

@@ -25,7 +25,7 @@ from meshnode.offers import (
     served_over_mesh,
 )
 from meshnode.wire.registry import LIMIT_MODELS, Role
-from meshnode.wire.statements import Capability, Device, Dynamic, Identity, ModelState, Offer
+from meshnode.wire.statements import Capability, Device, Dynamic, Identity, ModelState, Offer, PlanClaim
 
 HASH = b"h" * 16
 
@@ -198,3 +198,78 @@ def test_models_of_others_stand_beside_ours_in_the_status() -> None:
     models = served_over_mesh([local()], [member(1, offer(), offer("far", busy=1, waiting=2))], connect_to)
     (entry,) = mesh_entries(models)
     assert (entry["id"], entry["where"], entry["parallel"], entry["busy"]) == ("far", "mesh (1)", 4, 1)
+
+
+# --- how far hosts are ------------------------------------------------------------------------------------------
+
+
+def test_hosts_are_where_trust_says_and_members_of_the_mesh_trusted_without_a_word() -> None:
+    where = {b"\1" * 32: "local", b"\2" * 32: "trusted", b"\3" * 32: "public"}
+    members = [member(number, offer()) for number in (1, 2, 3)]
+    (model,) = served_over_mesh([], members, connect_to, radius=lambda found: where[found.node])
+    assert [host.radius for host in model.hosts] == ["local", "trusted", "public"]
+    assert {host.radius for host in served_over_mesh([], members, connect_to)[0].hosts} == {"trusted"}
+
+
+def stranger_of(_: Member) -> str:
+    return "public"
+
+
+def test_a_stranger_adds_a_host_to_a_model_and_says_nothing_of_it() -> None:
+    lure = offer(context=1 << 30, names=("gpt-4",), state=ModelState.READY, capabilities=Capability.EMBEDDING)
+    known = replace(local(state="loading"), capabilities=())
+    (model,) = served_over_mesh([known], [member(1, lure)], connect_to, radius=stranger_of)
+    assert (model.state, model.context_length, model.names, model.capabilities) == ("loading", 2048, ("target",), ())
+    assert [host.radius for host in model.hosts] == ["local", "public"]
+    (alone,) = served_over_mesh([], [member(1, lure)], connect_to, radius=stranger_of)
+    assert (alone.state, alone.context_length, alone.near) == ("ready", 1 << 30, False)
+
+
+def test_strangers_are_no_replica_for_whoever_leaves() -> None:
+    (model,) = served_over_mesh([local()], [member(1, offer())], connect_to, radius=stranger_of)
+    assert not has_replica(model)
+    (model,) = served_over_mesh([local()], [member(1, offer())], connect_to)
+    assert has_replica(model)
+
+
+@pytest.mark.parametrize(
+    ("workers", "radius"),
+    [
+        ((), "local"),
+        ((2,), "local"),
+        ((2, 3), "trusted"),
+        ((9,), "trusted"),  # one that is not known
+    ],
+)
+def test_a_split_is_as_far_away_as_the_furthest_of_its_workers(workers: tuple[int, ...], radius: str) -> None:
+    """They see what passes through them."""
+    where = {b"\1" * 32: "local", b"\2" * 32: "local", b"\3" * 32: "trusted"}
+    claim = PlanClaim(b"p" * 16, HASH, 1, 2, tuple(bytes([number]) * 8 for number in workers))
+    others = [member(2), member(3)]
+    host = member(1, offer())
+    assert host.dynamic is not None
+    host = replace(host, dynamic=replace(host.dynamic, claims=(claim,)))
+
+    def of(found: Member) -> str:
+        return where[found.node]
+
+    (model,) = served_over_mesh([], [host, *others], connect_to, radius=of)
+    assert [entry.radius for entry in model.hosts] == [radius]
+    (model,) = served_over_mesh([local()], others, connect_to, radius=of, claims=(claim,))
+    assert [(entry.here, entry.radius) for entry in model.hosts] == [(True, radius)]
+    (other,) = served_over_mesh([local(content_hash="ab" * 16)], others, connect_to, radius=of, claims=(claim,))
+    assert other.hosts[0].radius == "local", "the claim is on another model"
+
+
+def test_a_peer_is_shown_with_its_radius_and_the_way_to_it() -> None:
+    assert peer_facts(member(1), None)["radius"] == "trusted"
+    facts = peer_facts(member(1), None, radius="local", path="relayed")
+    assert (facts["radius"], facts["path"]) == ("local", "relayed")
+
+
+def test_models_of_strangers_are_told_apart_in_the_status() -> None:
+    models = served_over_mesh([], [member(1, offer("far"))], connect_to, radius=stranger_of)
+    (entry,) = mesh_entries(served_over_mesh(models, [], connect_to))
+    assert (entry["where"], entry["radius"]) == ("public (1)", "public")
+    (entry,) = mesh_entries(served_over_mesh(models, [member(2, offer("far"))], connect_to))
+    assert (entry["where"], entry["radius"]) == ("mesh (2)", "trusted")

@@ -25,10 +25,13 @@ from meshnode.models.shapes import shape_of
 from meshnode.rpc.held_lease import HeldLease
 from meshnode.wire.registry import LeaseCode, RpcKind, StreamType
 from meshnode.wire.splits import open_header
+from meshnode.wire.statements import Device as DeviceStated
+from meshnode.wire.statements import Dynamic, PlanClaim
 from tests.e2e.small_models import embedding_model, many_bits_model
 from tests.models.gguf_samples import llama
 from tests.rpc.lease_room import ASK
 from tests.stage import Stage, running, token_of, until
+from tests.swarm_stage import stranger
 
 pytestmark = pytest.mark.anyio
 GIB = 1 << 30
@@ -209,3 +212,51 @@ async def test_only_models_that_write_text_are_split(tmp_path: Path, embeds: boo
         assert facts["decision"]["refusal"] and variant["fits"] == "no"
         (other,) = [each for each in facts["decision"]["candidates"] if each["node"] == two.node.hex()]
         assert "only models that write text are split" in other["reason"]
+
+
+# --- strangers ----------------------------------------------------------------------------------------------------
+
+
+async def test_splits_leases_and_weights_never_see_the_public_mesh(tmp_path: Path) -> None:
+    """A stranger of the public mesh that this node is in too, and that claims to lend and to host a split."""
+    file = many_bits_model(tmp_path / "model.gguf")
+    refusal = plan_solo(shape_of(read_model(file)), Budget(0), Wishes(512, 1))
+    assert isinstance(refusal, Refusal)
+    wishes = {"ctx_size": 512, "parallel": 1, "kv_type": "q8_0", "max_vram": refusal.needed_bytes - 1}
+    model = hashlib.sha256(file.read_bytes()).digest()[:16]
+    async with (
+        running(tmp_path / "one", **wishes) as one,
+        stranger(tmp_path / "one", mesh_name="crowd") as public,
+        stranger(tmp_path / "eve", mesh_name="crowd") as eve,
+    ):
+        equip_to_plan(one, tmp_path)
+        ours, theirs = public.swarm.mesh, eve.swarm.mesh
+        assert ours is not None and theirs is not None and public.node == one.node
+        await public.until(lambda: public.state == eve.state == "alone")
+        await ours.call(eve.node, theirs.addresses)
+        lure = Dynamic(
+            devices=(DeviceStated("GPU", 80 << 30, 80 << 30, 2_000_000, 1),),
+            claims=(PlanClaim(PLAN, model, 9, 2, (one.node[:8],)),),
+            weights=(model,),
+            rpc=7 << 16,
+        )
+        theirs.publish(lure)
+
+        def lured() -> bool:
+            seen = public.sees(eve)
+            return seen is not None and seen.dynamic is not None and seen.dynamic.claims == lure.claims
+
+        await public.until(lured)
+        assert eve.node not in one.meshing.snapshot().members
+        facts = await one.pool.plan(str(file))
+        assert facts["decision"]["refusal"] and not facts["decision"]["split"]
+        assert eve.node.hex() not in {each["node"] for each in facts["decision"]["candidates"]}
+        assert one.pool._rtt_s(eve.node.hex()) is None
+        assert one.pool._claims.host(model) is None, "nobody hosts it, whatever a stranger says"
+        assert await one.pool._claims.claim(model) == 1
+        before = theirs.counters.get("streams_not_allowed", 0)
+        for kind in (StreamType.RPC, StreamType.BULK):
+            with pytest.raises(PeerUnreachable):
+                await one.pool._open_stream(kind, eve.node, b"", 0)
+        assert theirs.counters.get("streams_not_allowed", 0) == before, "it was not even asked"
+        assert public.meets(eve)

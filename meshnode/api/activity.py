@@ -48,7 +48,7 @@ class Running:
             "id": record.id,
             "model": record.model,
             "node": record.node,
-            "where": "here" if record.radius in ("", "local") else record.node[:NODE_DIGITS],
+            "where": "here" if record.here else record.node[:NODE_DIGITS],
             "radius": record.radius,
             "peer": record.peer,
             "stream": record.stream,

@@ -5,6 +5,9 @@ request as it is, and at most MAX_HOSTS are tried. Once something has gone out, 
 there, on a host with the very same weights. A plain answer is collected from the same stream, so it loses nothing
 either; where it cannot be continued it begins anew, as its caller has seen nothing yet. When no host is left, but one
 of them is being rebuilt, the request waits for it (comebacks.py).
+
+No attempt leaves the radius of the request. The caller is told the furthest radius of all hosts that took part: in the
+head, or where that went out before (a sign of life, or a host that was lost since), in a comment of the stream.
 """
 
 from __future__ import annotations
@@ -28,11 +31,14 @@ from meshnode.api.request import Limits, Request
 from meshnode.api.resume import CannotContinue, Method
 from meshnode.api.served import Host
 from meshnode.api.upstream import Exchange, UpstreamBroken
+from meshnode.core.radius import furthest
 from meshnode.errors import BadRequest, EngineCrashed, ModelLoading
 from meshnode.telemetry import LOG
 
 MAX_HOSTS = 3
-"""Before the first byte. A request that three hosts could not answer is likely to be at fault itself."""
+"""Before the first byte. A request that three hosts could not answer is likely to be at fault itself; those that only
+had too much to do are not counted.
+"""
 MAX_HOSTS_EVER = 10
 """With those that continue it. None is asked again that has failed this request, unless it was rebuilt since."""
 MAX_ANSWER_BYTES = 64 << 20
@@ -69,8 +75,11 @@ class Answering:
         self._sink = Collecting(answer, self._path) if request.rebuild else Passing(answer)
         self._journal = Journal()
         self._tried: set[str] = set()
-        self._comebacks = Comebacks(lambda: candidates.hosts(request.model.id))
+        self._too_busy: set[str] = set()
+        self._told_radius = ""
+        self._comebacks = Comebacks(lambda: candidates.hosts(request))
         self._weights = ""
+        self._only_host: Host | None = None
         self._method: Method | None = None
         self._useless: set[Method] = set()
         self._pauses = iter(BUSY_PAUSES_S)
@@ -91,12 +100,15 @@ class Answering:
                 with self._candidates.trying(self._request, host):
                     await self._attempt(host)
                 self._candidates.succeeded(self._request, host)
+                self._only_host = None if begun else host
                 return
             except FAILURES as reason:
                 if begun and isinstance(reason, EngineRefused | Differs) and self._other_method(host):
                     continue
                 if begun and await self._waited_for(host, reason):
                     continue
+                if getattr(reason, "busy", False):
+                    self._too_busy.add(host.node)
                 news = self._comebacks.failed(host, reason, gave=self._journal.size_bytes > had_bytes)
                 # A refusal to go on is no answer to the request: what counts is that the first host broke off.
                 if not (begun and isinstance(reason, EngineRefused)):
@@ -117,6 +129,13 @@ class Answering:
         self._record.resume_failed = bool(self._journal.size_bytes)
         await self._give_up(failure)
 
+    @property
+    def of_one_host(self) -> tuple[bytes, Host] | None:
+        """The whole stream of events, and the one host that gave it; None where it was another kind of answer."""
+        if self._only_host is None or not self._journal.size_bytes or not self._journal.whole:
+            return None
+        return self._journal.read(), self._only_host
+
     def _next_host(self) -> Host | None:
         """Whom to ask now: anyone who serves the model, or once the answer has begun anyone with the same weights."""
         if self._journal.size_bytes:
@@ -130,9 +149,12 @@ class Answering:
 
     def _untried(self) -> Host | None:
         """Whoever serves the model, and was not asked yet."""
-        if len(self._tried) >= MAX_HOSTS:
+        if not self._may_try_another():
             return None
         return next(iter(self._candidates.order(self._request, without=self._tried)), None)
+
+    def _may_try_another(self) -> bool:
+        return len(self._tried - self._too_busy) < MAX_HOSTS and len(self._tried) < MAX_HOSTS_EVER
 
     async def _host_that_comes_back(self) -> Host | None:
         """No host is left: one that is being rebuilt, with the same weights once the answer has begun."""
@@ -180,6 +202,8 @@ class Answering:
 
     async def _attempt(self, host: Host) -> None:
         request = self._request
+        # Whoever is asked can read the prompt, whether or not an answer comes of it.
+        self._record.reached = furthest((self._record.reached or host.radius, host.radius))
         continuation = await self._continuation(host) if self._journal.size_bytes else None
         if continuation is not None and continuation.body is None:  # nothing but the end is missing
             return await self._take_all(continuation)
@@ -194,7 +218,7 @@ class Answering:
             continues=continuation is not None,
         )
         async with exchange_with(
-            lambda: self._candidates.find(request.model.id, host),
+            lambda: self._candidates.find(request, host),
             errand,
             here=host.here,
             gates=self._gates,
@@ -212,9 +236,15 @@ class Answering:
     def _name(self, host: Host) -> None:
         """Tell who answers, in the head if that has not gone yet."""
         self._weights = host.content_hash
+        record = self._record
+        record.node, record.here = host.node, host.here
+        record.radius = furthest((record.radius or host.radius, host.radius))
+        if self._answer.started:
+            return
         if not host.here:
-            self._answer.add_headers(x_meshnode_node=host.node[:NODE_DIGITS], x_meshnode_radius=host.radius)
-        self._record.node, self._record.radius = host.node, host.radius
+            self._answer.add_headers(x_meshnode_node=host.node[:NODE_DIGITS])
+        self._answer.add_headers(x_meshnode_radius=record.radius)
+        self._told_radius = record.radius
 
     async def _one_piece(self, exchange: Exchange) -> None:
         """An answer that is no stream of events."""
@@ -224,6 +254,7 @@ class Answering:
             raise UpstreamBroken("a stream was asked for, and none came")
         if self._request.rebuild:
             raise UpstreamBroken("the answer has an unknown form")
+        self._answer.taken(body)
         await self._answer.whole(exchange.status, body, content_type)
 
     async def _stream(self, exchange: Exchange, continuation: Continuation | None) -> None:
@@ -247,7 +278,7 @@ class Answering:
         """As `_may_leave`, also while nothing has come yet."""
         if self._journal.size_bytes:
             return self._may_leave()
-        return len(self._tried) < MAX_HOSTS and bool(self._candidates.order(self._request, without=self._tried))
+        return self._may_try_another() and bool(self._candidates.order(self._request, without=self._tried))
 
     def _may_leave(self) -> bool:
         """Whether a silent host can be left for another that goes on with the answer."""
@@ -259,6 +290,9 @@ class Answering:
             if not events:
                 return
             await self._mark(continuation)
+        if self._told_radius != self._record.radius and not self._request.rebuild:
+            self._told_radius = self._record.radius
+            await self._answer.write(b": meshnode-radius %s\n\n" % self._told_radius.encode())
         self._journal.keep(events)
         await self._sink.take(events)
 
@@ -289,8 +323,12 @@ class Answering:
         self._record.resumed += 1
         if self._request.rebuild:
             self._answer.add_headers(x_meshnode_resumed=str(self._record.resumed))
-        else:
-            await self._answer.write(b": meshnode-resumed %d\n\n" % self._record.resumed)
+            return
+        farther = ""
+        if self._told_radius != self._record.radius:
+            self._told_radius = self._record.radius
+            farther = f" radius={self._told_radius}"
+        await self._answer.write(f": meshnode-resumed {self._record.resumed}{farther}\n\n".encode())
 
     async def _take_all(self, continuation: Continuation) -> None:
         """The end of an answer that was complete but for its form."""
@@ -301,7 +339,11 @@ class Answering:
 
     async def _give_up(self, failure: Failure | None) -> None:
         """Tell the caller, in its dialect, what the last host said."""
+        if self._record.reached and not self._answer.started:
+            self._answer.add_headers(x_meshnode_radius=self._record.reached)
         match failure:
+            case None if beyond := self._candidates.refusal(self._request):
+                raise beyond
             case None:
                 raise ModelLoading(f"no node serves {self._request.model.id} now", retry_after_s=2)
             case EngineRefused():

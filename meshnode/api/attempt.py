@@ -18,7 +18,8 @@ from meshnode.api.endpoints import Endpoint
 from meshnode.api.gate import Gates
 from meshnode.api.served import Host
 from meshnode.api.upstream import Exchange, UpstreamBroken, never
-from meshnode.errors import EngineCrashed, MeshnodeError, ModelLoading, TooManyRequests
+from meshnode.core.guests import Stranger
+from meshnode.errors import EngineCrashed, MeshnodeError, ModelLoading, PublicPaused, TooManyRequests
 
 MAX_REFUSAL_BYTES = 1 << 20
 REMOTE_RETRIES = frozenset({404, 408, 429})
@@ -64,7 +65,9 @@ class EngineRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Errand:
-    """What is sent to a host, and for whom. The rest of an answer that another host began `continues` it."""
+    """What is sent to a host, and for whom. The rest of an answer that another host began `continues` it; `guest` is
+    the stranger that asks, if one does.
+    """
 
     model: str
     endpoint: Endpoint
@@ -73,6 +76,7 @@ class Errand:
     caller: str
     request_id: str = ""
     continues: bool = False
+    guest: Stranger | None = None
 
 
 @asynccontextmanager
@@ -94,9 +98,11 @@ async def exchange_with(
         if here and errand.endpoint.takes_slot:
             try:
                 await held.enter_async_context(
-                    gates.slot(errand.model, slots=slots, caller=errand.caller, ahead=errand.continues)
+                    gates.slot(
+                        errand.model, slots=slots, caller=errand.caller, ahead=errand.continues, guest=errand.guest
+                    )
                 )
-            except TooManyRequests as error:
+            except (TooManyRequests, PublicPaused) as error:
                 raise HostFailed(error, cool_down=False) from None
         host = find_host()
         if host is None or host.connect is None:

@@ -1,7 +1,8 @@
 """Which hosts a request is offered to, in which order; and what became of it, so that the next order is better.
 
 The order itself is a pure function of core/routing; this module feeds it: the hosts of the model as they are now, the
-queue of our own engine from its gate, and the outcome of each attempt.
+queue of our own engine from its gate, and the outcome of each attempt. Hosts beyond the radius of a request are not
+among those that it ever sees here, in whichever attempt.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from dataclasses import replace
 from random import Random
 
 from meshnode.api.gate import Gates
+from meshnode.api.reaching import out_of_radius
 from meshnode.api.request import Request
 from meshnode.api.served import Host, Served
+from meshnode.core.radius import PUBLIC, distance, reaches
 from meshnode.core.routing import Router, Wanted
+from meshnode.errors import OutOfRadius
 
 
 class Candidates:
@@ -26,39 +30,38 @@ class Candidates:
         self._gates = gates
         self._router = router or Router(Random())
 
-    def hosts(self, model: str) -> list[Host]:
-        """Where the model runs now; our own host with the present numbers of its queue."""
+    def hosts(self, request: Request) -> list[Host]:
+        """Where the model runs now, within the radius; our own host with the present numbers of its queue."""
+        model = request.model.id
         return [
             self._present(model, host) if host.here else host
             for served in self._models()
             if served.id == model
             for host in served.hosts
+            if reaches(request.radius, host.radius)
         ]
+
+    def refusal(self, request: Request) -> OutOfRadius | None:
+        """Why no host is left, where there are some beyond the radius of the request."""
+        served = next((served for served in self._models() if served.id == request.model.id), None)
+        return None if served is None else out_of_radius(served, request.radius)
 
     def _present(self, model: str, host: Host) -> Host:
         queue = self._gates.snapshot(model)
         return replace(host, busy=queue.busy, waiting=queue.waiting)
 
-    def find(self, model: str, host: Host) -> Host | None:
-        """A host as it is now; None when the model is gone from there."""
+    def find(self, request: Request, host: Host) -> Host | None:
+        """A host as it is now; None when the model is gone from there, or the host from the radius of the request."""
         return next(
-            (
-                found
-                for served in self._models()
-                if served.id == model
-                for found in served.hosts
-                if (found.here, found.node) == (host.here, host.node)
-            ),
-            None,
+            (found for found in self.hosts(request) if (found.here, found.node) == (host.here, host.node)), None
         )
 
     def order(self, request: Request, *, without: Collection[str] = (), content_hash: str = "") -> list[Host]:
         """The hosts that can take the request, the best one first; with a `content_hash` those of that alone."""
-        hosts = {
-            host.node: host
-            for host in self.hosts(request.model.id)
-            if host.node not in without and (not content_hash or host.content_hash == content_hash)
-        }
+        hosts: dict[str, Host] = {}
+        for host in sorted(self.hosts(request), key=lambda host: distance(host.radius)):
+            if host.node not in without and (not content_hash or host.content_hash == content_hash):
+                hosts.setdefault(host.node, host)  # a node that is known in two ways is asked in the nearer one
         if len(hosts) < 2:
             return list(hosts.values())
         able = frozenset(name for host in hosts.values() for name in host.capabilities)
@@ -67,11 +70,12 @@ class Candidates:
             needs=request.needs & able,
             prompt_tokens=request.prompt_tokens(),
             prefix=request.prefix(),
+            radius=request.radius,
         )
         ranked = self._router.rank(wanted, [host.view() for host in hosts.values()], time.monotonic())
         order = [hosts[entry.node] for entry in ranked if entry.predicted_s is not None]
         # Where none is fit the one with the most context words the refusal: it knows how much too long the prompt is.
-        return order or sorted(filter(_ready, hosts.values()), key=lambda host: -host.context_length)
+        return order or sorted(filter(_ready, hosts.values()), key=_by_room)
 
     @contextmanager
     def trying(self, request: Request, host: Host) -> Iterator[None]:
@@ -99,3 +103,7 @@ class Candidates:
 
 def _ready(host: Host) -> bool:
     return host.ready
+
+
+def _by_room(host: Host) -> tuple[bool, int]:
+    return host.radius == PUBLIC, -host.context_length

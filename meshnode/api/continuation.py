@@ -48,9 +48,9 @@ STOP_MEMBERS = ("stop", "stop_sequences")
 
 
 class Finder(Protocol):
-    """Tells where a host is now."""
+    """Tells where a host is now, if the request may still go there."""
 
-    def find(self, model: str, host: Host, /) -> Host | None: ...
+    def find(self, request: Request, host: Host, /) -> Host | None: ...
 
 
 class Continuation:
@@ -248,7 +248,7 @@ class _Preparation:
             async with (
                 asyncio.timeout(QUESTION_S),
                 exchange_with(
-                    lambda: self._finder.find(self._model, self._host),
+                    lambda: self._finder.find(self._request, self._host),
                     errand,
                     here=self._host.here,
                     gates=self._gates,

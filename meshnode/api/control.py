@@ -27,6 +27,8 @@ from meshnode.api.events import MAX_WATCHERS, Events
 from meshnode.api.mesh_control import MeshControls, mesh_commands
 from meshnode.api.metrics import CONTENT_TYPE, Metrics
 from meshnode.api.openapi import document
+from meshnode.api.public_control import PublicControls, public_commands, public_questions
+from meshnode.api.radius_control import RadiusControl, radius_commands
 from meshnode.api.request import read_body
 from meshnode.api.served import Served
 from meshnode.errors import BadRequest, Forbidden, TooManyRequests
@@ -58,6 +60,8 @@ class Controls:
     stop: Callable[[bool], None]
     token: str
     mesh: MeshControls
+    public: PublicControls
+    radius: RadiusControl
     models: Callable[[], Awaitable[Answer]]
     search: Callable[[str], Awaitable[Answer]]
     pull: Callable[[str], Awaitable[Answer]]
@@ -153,11 +157,17 @@ def control_calls(
 
         return Call("POST", path, answer, token=True)
 
-    def of_mesh(path: str, act: Callable[[Members], Awaitable[Answer]]) -> Call:
+    def of_members(path: str, act: Callable[[Members], Awaitable[Answer]]) -> Call:
         async def answer(request: Request) -> Response:
             return JSONResponse(await act(await _members(request)))
 
         return Call("POST", path, answer, token=True)
+
+    def of_query(path: str, act: Callable[[Mapping[str, str]], Awaitable[Answer]]) -> Call:
+        async def answer(request: Request) -> Response:
+            return JSONResponse(await act(request.query_params))
+
+        return Call("GET", path, answer, token=True)
 
     return [
         Call("GET", "/api/status", status),
@@ -176,7 +186,10 @@ def control_calls(
         of_model("/api/unload", controls.unload),
         of_model("/api/plan", controls.plan),
         Call("POST", "/api/stop", stop, token=True),
-        *[of_mesh(path, act) for path, act in mesh_commands(controls.mesh).items()],
+        *[of_members(path, act) for path, act in mesh_commands(controls.mesh).items()],
+        *[of_members(path, act) for path, act in public_commands(controls.public).items()],
+        *[of_members(path, act) for path, act in radius_commands(controls.radius).items()],
+        *[of_query(path, act) for path, act in public_questions(controls.public).items()],
         Call("GET", "/metrics", scrape),
         Call("GET", "/health", get_health),
     ]

@@ -2,7 +2,7 @@
 
 llama-server has slots, adapters, properties and a router besides; none of that is reachable through the gateway, nor
 by a peer. Peers are served the endpoints of callers and two more, pure functions of the model's vocabulary and
-template, which a gateway needs to continue an answer that another node began.
+template, which a gateway needs to continue an answer that another node began. Strangers are served less than callers.
 """
 
 from __future__ import annotations
@@ -42,6 +42,16 @@ ENDPOINTS = _by_path(
 
 PEER_ENDPOINTS = ENDPOINTS | _by_path(Endpoint("/tokenize", takes_slot=False))
 """For other nodes, all by POST."""
+
+PUBLIC_PATHS = (
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/messages",
+    "/v1/embeddings",
+)
+PUBLIC_ENDPOINTS = {path: ENDPOINTS[path] for path in PUBLIC_PATHS}
+"""For strangers, all by POST: what takes a slot, as that is what is counted and bounded (guest_bounds.py)."""
 
 
 def allowed(method: str, path: str) -> bool:

@@ -21,20 +21,38 @@ from meshnode.api.delivery import END_MARKS
 from meshnode.api.dialects import dialect_of
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
+from meshnode.api.output_hash import OutputHash
+from meshnode.api.reaching import asked_radius
 from meshnode.api.record import STATUS_CALLER_LEFT, Record, token_counts
-from meshnode.api.request import Limits, Receive, Scope, read_request, unless_caller_leaves
-from meshnode.api.served import Served
+from meshnode.api.request import Limits, Receive, Request, Scope, read_request, unless_caller_leaves
+from meshnode.api.served import Host, Served
+from meshnode.core.radius import HEADER, TRUSTED, Radius
 from meshnode.core.routing import Router
 from meshnode.errors import MeshnodeError
 from meshnode.telemetry import LOG
 
+Answered = Callable[[Request, bytes, Host], None]
+"""Told of a whole stream of events that one host gave, after it has gone out."""
 PREPARED_AT_ONCE = 4
 """Answers of a lost host whose continuation is being prepared: each asks the next host three questions."""
+
+
+def trusted_by_default() -> Radius:
+    """How far a request may go that says nothing of it, where nobody has said otherwise."""
+    return TRUSTED
+
+
+def nobody(request: Request, stream: bytes, host: Host) -> None:
+    """Nobody wants to know who answered."""
 
 
 class Inference:
     """Answers the requests to `ENDPOINTS`. `models` gives a fresh snapshot; `activity` knows each request as long as it
     is under way, and `finished` gets its Record at its end.
+
+    `radius` tells how far a request may go that does not say it itself. A web page that a browser shows may ask for
+    less, and for more only with `pages_may_widen`: where the Door has asked it for a key. `answered` is told of every
+    whole stream that came of one host, with its events.
     """
 
     def __init__(
@@ -47,6 +65,9 @@ class Inference:
         finished: Callable[[Record], None],
         router: Router | None = None,
         activity: Activity | None = None,
+        radius: Callable[[], Radius] = trusted_by_default,
+        pages_may_widen: bool = False,
+        answered: Answered = nobody,
     ) -> None:
         self._models = models
         self._gates = gates
@@ -54,6 +75,9 @@ class Inference:
         self._headers = headers
         self._finished = finished
         self._activity = activity or Activity()
+        self._radius = radius
+        self._pages_may_widen = pages_may_widen
+        self._answered = answered
         self._candidates = Candidates(models, gates, router)
         self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
 
@@ -63,8 +87,10 @@ class Inference:
         record = Record(request_id, endpoint.path, time.monotonic())
         running = self._activity.begin(record)
         headers = {**self._headers, "x-meshnode-request-id": request_id, **cors_headers(origin)}
+        headers.pop(HEADER, None)  # nobody has answered yet, and an answer may begin before that is known
+        output = OutputHash(record, running.take)
         answer = Answer(
-            send, dialect=dialect_of(endpoint.path), headers=headers, request_id=request_id, taken=running.take
+            send, dialect=dialect_of(endpoint.path), headers=headers, request_id=request_id, taken=output.take
         )
         try:
             request = await read_request(
@@ -74,6 +100,7 @@ class Inference:
                 models=self._models,
                 limits=self._limits,
                 missed=partial(setattr, record, "wanted"),
+                radius=asked_radius(scope, self._radius(), may_widen=origin is None or self._pages_may_widen),
             )
             answering = Answering(
                 request,
@@ -85,6 +112,8 @@ class Inference:
                 preparing=self._preparing,
             )
             await unless_caller_leaves(receive, answering.run())
+            if (found := answering.of_one_host) is not None:
+                self._answered(request, *found)
         except CallerLeft:
             # Some programs hang up on the last event, before the stream itself has ended.
             mark = END_MARKS.get(endpoint.path)
@@ -100,6 +129,7 @@ class Inference:
         finally:
             answer.stop_watching()
             self._activity.end(running)
+            output.close()
             self._close(record, answer)
 
     def _close(self, record: Record, answer: Answer) -> None:

@@ -4,6 +4,8 @@ A request of a peer is never sent on to a third node, so no loop can form. It wa
 of our own callers, and its turn is counted against the peer, so that one busy node does not crowd out the others.
 The bytes of the engine pass untouched: the gateway that asked reads them. Nothing is buffered beyond what one read of
 the engine gave, as the next read waits until the peer's stream took it.
+
+What a peer may ask for is a matter of Terms: those of members are here, those of strangers in guest_requests.py.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from meshnode.api.activity import Activity, Running
@@ -25,6 +28,7 @@ from meshnode.api.record import STATUS_CALLER_LEFT, Record, token_counts
 from meshnode.api.request import Limits
 from meshnode.api.served import Host, Served, find_served
 from meshnode.api.upstream import Exchange, UpstreamBroken
+from meshnode.core.guests import Stranger, Visit
 from meshnode.errors import BodyTooLarge, EndpointNotFound, MeshnodeError, ModelLoading, ModelNotFound, NodeStopping
 
 TAIL_BYTES = 2048
@@ -56,9 +60,69 @@ class Reply(Protocol):
     async def finish(self) -> None: ...
 
 
+class Digest(Protocol):
+    """A hash of hashlib."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+@dataclass(slots=True, eq=False)
+class Admitted:
+    """A request that may be answered: what is sent to the engine, and in whose turn. `model` is the name that it gives.
+
+    Of a stranger: who it is, and the visit that was granted. `asked` says that its turn has come, and `output` is the
+    hash of what it got.
+    """
+
+    endpoint: Endpoint
+    body: bytes
+    model: object
+    ahead: bool = False
+    guest: Stranger | None = None
+    visit: Visit | None = None
+    asked: bool = False
+    output: Digest | None = None
+
+
+class Terms(Protocol):
+    """On which terms peers are answered."""
+
+    async def admit(self, request: PeerRequest) -> Admitted:
+        """Judge a request. Raises MeshnodeError for one that gets no answer; waits no more once it is granted."""
+        ...
+
+    def ended(self, admitted: Admitted | None, record: Record, pieces: int) -> None:
+        """A request is over: refused if it was never admitted. `pieces` are the events of its answer."""
+        ...
+
+
+class MemberTerms:
+    """Those of the members of a private mesh: the endpoints of callers, and those that continue an answer."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    async def admit(self, request: PeerRequest) -> Admitted:
+        """See Terms. Raises EndpointNotFound, BodyTooLarge, BadRequest."""
+        if not allowed(request.method, request.path):
+            raise EndpointNotFound(f"{request.method} {request.path[:200]}")
+        endpoint = PEER_ENDPOINTS[request.path]
+        if len(request.body) > self._limits.max_body_bytes:
+            raise BodyTooLarge(f"at most {self._limits.max_body_bytes} bytes")
+        if endpoint.multipart:
+            name: object = model_field(request.body, request.content_type)
+        else:
+            name = (await parse_object(request.body)).members.get("model")
+        return Admitted(endpoint, request.body, name, ahead=is_part(request.request_id))
+
+    def ended(self, admitted: Admitted | None, record: Record, pieces: int) -> None:
+        """Nothing is kept of it but its Record."""
+
+
 class PeerRequests:
     """Answers the requests of peers. `models` gives a fresh snapshot; `activity` knows each request as long as it is
-    under way, and `finished` gets its Record at its end.
+    under way, and `finished` gets its Record at its end. Without `terms` they are those of members, with `limits`.
     """
 
     def __init__(
@@ -70,13 +134,14 @@ class PeerRequests:
         finished: Callable[[Record], None],
         stopping: Callable[[], bool],
         activity: Activity | None = None,
+        terms: Terms | None = None,
     ) -> None:
         self._models = models
         self._gates = gates
-        self._limits = limits
         self._finished = finished
         self._stopping = stopping
         self._activity = activity or Activity()
+        self._terms = terms or MemberTerms(limits)
 
     async def answer(self, request: PeerRequest, reply: Reply) -> None:
         """Answer one request.
@@ -87,12 +152,18 @@ class PeerRequests:
         record = Record(request.request_id, request.path, time.monotonic(), peer=request.peer.hex())
         running = self._activity.begin(record)
         began = _Counted(reply, running)
+        admitted: Admitted | None = None
         try:
-            await self._answer(request, began, record)
+            if self._stopping():
+                raise NodeStopping(retry_after_s=5)
+            admitted = await self._terms.admit(request)
+            began.output = admitted.output
+            await self._answer(request, admitted, began, record)
         except (MeshnodeError, EngineRefused, HostFailed) as reason:
             record.error = _code(reason)
             if began.status:
                 raise
+            began.output = None
             await _refuse(began, reason)
         except asyncio.CancelledError:
             record.error = "cancelled"
@@ -101,44 +172,38 @@ class PeerRequests:
             record.status = began.status or STATUS_CALLER_LEFT
             record.total_s = time.monotonic() - record.started_at
             record.tokens_in, record.tokens_out = token_counts(began.lead + began.tail)
+            self._terms.ended(admitted, record, running.pieces)
             self._activity.end(running)
             self._finished(record)
 
-    async def _answer(self, request: PeerRequest, reply: _Counted, record: Record) -> None:
-        if self._stopping():
-            raise NodeStopping(retry_after_s=5)
-        if not allowed(request.method, request.path):
-            raise EndpointNotFound(f"{request.method} {request.path[:200]}")
-        endpoint = PEER_ENDPOINTS[request.path]
-        if len(request.body) > self._limits.max_body_bytes:
-            raise BodyTooLarge(f"at most {self._limits.max_body_bytes} bytes")
-        model, host = await self._find(endpoint, request)
+    async def _answer(self, request: PeerRequest, admitted: Admitted, reply: _Counted, record: Record) -> None:
+        model, host = self._find(admitted.model)
         record.model = model.id
         errand = Errand(
             model.id,
-            endpoint,
-            request.body,
+            admitted.endpoint,
+            admitted.body,
             request.content_type,
             request.peer.hex(),
-            continues=is_part(request.request_id),
+            continues=admitted.ahead,
+            guest=admitted.guest,
         )
-        async with exchange_with(
-            lambda: self._here(model.id), errand, here=True, gates=self._gates, slots=model.slots
-        ) as exchange:
+
+        def here() -> Host | None:
+            admitted.asked = True
+            return next((found.local for found in self._models() if found.id == model.id), None)
+
+        async with exchange_with(here, errand, here=True, gates=self._gates, slots=host.slots) as exchange:
             record.queued_s = time.monotonic() - record.started_at
             await _pass(exchange, reply)
 
-    async def _find(self, endpoint: Endpoint, request: PeerRequest) -> tuple[Served, Host]:
-        """The model and our own host of it. Other hosts do not count: nothing is sent on."""
+    def _find(self, name: object) -> tuple[Served, Host]:
+        """The model of that name and our own host of it. Other hosts do not count: nothing is sent on."""
         own = [
             Served(model.id, model.state, model.names, host.slots, capabilities=model.capabilities, hosts=(host,))
             for model in self._models()
             if (host := model.local) is not None
         ]
-        if endpoint.multipart:
-            name: object = model_field(request.body, request.content_type)
-        else:
-            name = (await parse_object(request.body)).members.get("model")
         if not own:  # what others of the mesh have is for the asking node to know
             raise ModelNotFound("this node serves no model")
         model = find_served(name, own, {})
@@ -147,19 +212,17 @@ class PeerRequests:
             raise ModelNotFound(f"{model.id} is not served here")
         return model, host
 
-    def _here(self, model: str) -> Host | None:
-        return next((found.local for found in self._models() if found.id == model), None)
-
 
 class _Counted:
     """A Reply that remembers its status and its first and last bytes, and tells `running` what goes out: an event that
-    begins in one read and ends in the next may be missed there."""
+    begins in one read and ends in the next may be missed there. `output` is told all of it."""
 
     def __init__(self, reply: Reply, running: Running) -> None:
         self._reply = reply
         self._running = running
         self.status = 0
         self.lead = self.tail = b""
+        self.output: Digest | None = None
 
     async def head(self, status: int, headers: Sequence[tuple[str, str]]) -> None:
         self.status = status
@@ -171,6 +234,8 @@ class _Counted:
         self.tail = piece[-TAIL_BYTES:] if len(piece) >= TAIL_BYTES else (self.tail + piece)[-TAIL_BYTES:]
         self._running.take(piece)
         await self._reply.body(piece)
+        if self.output is not None:
+            self.output.update(piece)
 
     async def finish(self) -> None:
         await self._reply.finish()

@@ -13,10 +13,12 @@ STATUS_CALLER_LEFT = 499
 class Record:
     """One request, from its head to its last byte.
 
-    `node` and `radius` tell who answered last, `peer` who asked where it was not a caller of ours. `retries` counts
+    `node` tells who answered last, `here` whether that is this node, `peer` who asked where it was not a caller of
+    ours. `radius` is the furthest one of all that answered, `reached` of all that were asked. `retries` counts
     hosts that failed before anything went out, `resumed` those that failed afterwards and were replaced;
     `resume_failed` says that the last of them could not be. `wanted` is the name that a caller asked for where no host
-    answers to it: untrusted text, in no log and no label; `model` is empty then.
+    answers to it: untrusted text, in no log and no label; `model` is empty then. `output_sha256` is the hash of the
+    answer as a stranger gave it, or got it: of the bytes of its body; both ends of a request have the same.
     """
 
     id: str
@@ -32,12 +34,15 @@ class Record:
     first_byte_s: float | None = None
     total_s: float = 0.0
     node: str = ""
+    here: bool = True
     radius: str = ""
+    reached: str = ""
     peer: str = ""
     retries: int = 0
     resumed: int = 0
     resume_failed: bool = False
     wanted: str = ""
+    output_sha256: str = ""
 
 
 _COUNT = re.compile(

@@ -20,15 +20,17 @@ from meshnode.api.body import JsonObject, parse_object
 from meshnode.api.endpoints import Endpoint
 from meshnode.api.multipart import model_field
 from meshnode.api.prefix import estimate_tokens, prefix_hashes
-from meshnode.api.served import ANY_MODEL, Host, Served, any_ready, find_served
+from meshnode.api.reaching import find_reachable
+from meshnode.api.served import ANY_MODEL, Host, Served, any_ready
+from meshnode.core.radius import TRUSTED, Radius
 from meshnode.core.routing import Wanted, choose_model
 from meshnode.errors import (
-    BadRequest,
     BodyTooLarge,
     EngineCrashed,
     ModelLoading,
     ModelNotFound,
     NoModelServed,
+    OutOfRadius,
     RequestTimeout,
 )
 
@@ -55,7 +57,7 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Request:
     """A request that was read. `rebuild` says that a plain answer is put together from a stream; `parsed` is the body
-    as it is sent on, None for a form.
+    as it is sent on, None for a form. `radius` is how far it may go, in every attempt.
     """
 
     endpoint: Endpoint
@@ -66,6 +68,7 @@ class Request:
     stream: bool
     rebuild: bool
     parsed: JsonObject | None = None
+    radius: Radius = TRUSTED
 
     @property
     def streams(self) -> bool:
@@ -105,25 +108,28 @@ async def read_request(
     models: Callable[[], Sequence[Served]],
     limits: Limits,
     missed: Callable[[str], None] = lambda name: None,
+    radius: Radius = TRUSTED,
 ) -> Request:
-    """Read the body and find the model. `missed` gets the name of one that no host can answer for.
+    """Read the body and find the model, among hosts within `radius`. `missed` gets the name of one that none of them
+    can answer for.
 
-    Raises CallerLeft, BodyTooLarge, RequestTimeout, BadRequest, and whatever find_served raises.
+    Raises CallerLeft, BodyTooLarge, RequestTimeout, BadRequest, and whatever find_reachable raises.
     """
     headers = dict(scope["headers"])
     raw = await read_body(receive, headers.get(b"content-length"), limits.max_body_bytes)
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     caller = f"{(scope.get('client') or ('',))[0]} {hash(headers.get(b'authorization', headers.get(b'x-api-key')))}"
+    find = partial(_find, models=models(), aliases=limits.aliases, missed=missed, endpoint=endpoint, radius=radius)
     if endpoint.multipart:
-        model = _find(model_field(raw, content_type), endpoint, models(), limits.aliases, missed)
-        return Request(endpoint, model, caller, raw, content_type, stream=False, rebuild=False)
+        model = find(model_field(raw, content_type), choose=any_ready)
+        return Request(endpoint, model, caller, raw, content_type, stream=False, rebuild=False, radius=radius)
     found = await parse_object(raw)
-    choose = partial(choose_served, members=found.members, endpoint=endpoint, body_bytes=len(raw))
-    model = _find(found.members.get("model"), endpoint, models(), limits.aliases, missed, choose)
+    choose = partial(choose_served, members=found.members, endpoint=endpoint, body_bytes=len(raw), radius=radius)
+    model = find(found.members.get("model"), choose=choose)
     stream = found.members.get("stream") is True
     rebuild = not stream and endpoint.path in AGGREGATES
     body = as_stream(found, endpoint) if rebuild else raw
-    return Request(endpoint, model, caller, body, "application/json", stream, rebuild, found)
+    return Request(endpoint, model, caller, body, "application/json", stream, rebuild, found, radius)
 
 
 def _needs(endpoint: Endpoint, members: Mapping[str, object]) -> frozenset[str]:
@@ -134,10 +140,15 @@ def _needs(endpoint: Endpoint, members: Mapping[str, object]) -> frozenset[str]:
 
 
 def choose_served(
-    models: Sequence[Served], *, members: Mapping[str, object], endpoint: Endpoint, body_bytes: int
+    models: Sequence[Served],
+    *,
+    members: Mapping[str, object],
+    endpoint: Endpoint,
+    body_bytes: int,
+    radius: Radius = TRUSTED,
 ) -> Served:
     """The model that "auto" means for a request; see core.routing.choose_model."""
-    wanted = Wanted(ANY_MODEL, _needs(endpoint, members), estimate_tokens(members, body_bytes))
+    wanted = Wanted(ANY_MODEL, _needs(endpoint, members), estimate_tokens(members, body_bytes), radius=radius)
     views = {model.id: [host.view(model.size_bytes) for host in model.hosts] for model in models}
     chosen = choose_model(views, wanted)
     return next(model for model in models if model.id == chosen)
@@ -145,25 +156,22 @@ def choose_served(
 
 def _find(
     name: object,
-    endpoint: Endpoint,
+    *,
     models: Sequence[Served],
     aliases: Mapping[str, str],
     missed: Callable[[str], None],
-    choose: Callable[[Sequence[Served]], Served] = any_ready,
+    choose: Callable[[Sequence[Served]], Served],
+    endpoint: Endpoint,
+    radius: Radius,
 ) -> Served:
     try:
-        model = find_served(name, models, aliases, choose)
-    except (ModelNotFound, NoModelServed, ModelLoading, EngineCrashed):
+        return find_reachable(name, models, aliases, choose, endpoint=endpoint, radius=radius)
+    except (ModelNotFound, NoModelServed, ModelLoading, EngineCrashed, OutOfRadius):
         wanted = aliases.get(name, name) if isinstance(name, str) else ""
         # What is no name may be a prompt that strayed; a path means something here alone, and "auto" anything.
         if wanted != ANY_MODEL and _NAME.fullmatch(wanted):
             missed(wanted)
         raise
-    if endpoint.needs and model.capabilities and endpoint.needs not in model.capabilities:
-        able = ", ".join(model.capabilities)
-        fix = f"send it to a model that can do {endpoint.needs}: GET /v1/models shows what each one can"
-        raise BadRequest(f"{endpoint.path} needs {endpoint.needs}, and {model.id} can do {able}", fix=fix)
-    return model
 
 
 async def read_body(receive: Receive, announced: bytes | None, limit_bytes: int) -> bytes:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from meshnode.api.upstream import Connect
+from meshnode.core.radius import TRUSTED, nearest, reaches
 from meshnode.core.routing import HostView
 from meshnode.errors import BadRequest, EngineCrashed, MeshnodeError, ModelLoading, ModelNotFound, NoModelServed
 
@@ -108,9 +109,25 @@ class Served:
         """At least one host can answer."""
         return self.state == "ready" or any(host.ready for host in self.hosts)
 
+    @property
+    def near(self) -> bool:
+        """No stranger needs to be asked for it: it has a host that is nearer, or none yet."""
+        return not self.hosts or any(reaches(TRUSTED, host.radius) for host in self.hosts)
+
+    def within(self, allowed: str) -> Served | None:
+        """This model with those of its hosts that a request of that radius may reach; None when all are beyond it."""
+        hosts = tuple(host for host in self.hosts if reaches(allowed, host.radius))
+        if len(hosts) == len(self.hosts):
+            return self
+        if not hosts:
+            return None
+        # What is said of this node counts while it is among them.
+        state = self.state if hosts[0].here else min(hosts, key=lambda host: not host.ready).state
+        return replace(self, state=state, hosts=hosts)
+
     def as_openai(self, owner: str) -> dict[str, object]:
         """The entry of `GET /v1/models`. The context length stands under the names that common clients look for;
-        `meshnode` says where the model runs.
+        `meshnode` says where the model runs, and how far a request for it must be allowed to go.
         """
         return {
             "id": self.id,
@@ -125,6 +142,7 @@ class Served:
             "meta": {"n_ctx": self.context_length, "size": self.size_bytes, **self.facts},
             "meshnode": {
                 "here": self.local is not None,
+                "radius": nearest(host.radius for host in self.hosts) if self.hosts else "local",
                 "hosts": [
                     {
                         "node": host.node,

@@ -38,15 +38,19 @@ class Finding:
 
 
 @click.command()
+@click.option("--net", is_flag=True, help="look at how this machine is reached from the internet instead")
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object, good for a bug report")
 @click.pass_context
 @command_errors
-def doctor(ctx: click.Context, as_json: bool) -> None:
+def doctor(ctx: click.Context, net: bool, as_json: bool) -> None:
     """Check this machine: every line says ok, or what is wrong and the command that mends it."""
     from meshnode.cli.main import settings_of
 
     places = find_places()
     settings = settings_of(ctx)
+    if net:
+        _show_net(places, settings, as_json)
+        return
     findings = []
     for check in CHECKS:
         try:
@@ -63,6 +67,19 @@ def doctor(ctx: click.Context, as_json: bool) -> None:
     else:
         click.echo(f"\n{len(failed)} failed" if failed else "\nnothing failed")
     ctx.exit(EXIT_FAILED if failed else 0)
+
+
+def _show_net(places: Places, settings: Settings, as_json: bool) -> None:
+    from meshnode.cli.doctor_net import look
+
+    found, remarks = look(places, settings)
+    findings = [Finding(remark.about, remark.verdict, remark.seen, remark.fix) for remark in remarks]
+    if as_json:
+        facts = [asdict(finding) for finding in findings]
+        emit({"version": __version__, "ok": True, "findings": facts, "net": found.facts()})
+        return
+    for finding in findings:
+        _show(finding)
 
 
 def _show(finding: Finding) -> None:

@@ -4,8 +4,12 @@ llama-server queues without bound, in order of arrival, and keeps working for ca
 never handed more requests than it has slots; the rest wait here, one line per caller, served in turns
 (round robin, as in RFC 970), so that one busy program cannot starve another.
 
+Strangers do not stand here (core/guest_lines.py has their line): they get a slot only while nobody waits here, and
+never the last one of a model that has several, so that whoever comes here waits for a stranger at most where there is
+one slot in all, and then goes next.
+
 Rules of this file: pure; a ticket is admitted at most once; `busy` counts tickets that were admitted and not yet
-released; nothing waits while a slot is free.
+released, `guests` how many of the busy slots strangers hold; nothing waits while a slot is free.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ class FairQueue(Generic[Ticket]):
         self.slots = slots
         self.capacity = capacity
         self.busy = 0
+        self.guests = 0
         self._lines: OrderedDict[str, deque[Ticket]] = OrderedDict()
         self._waiting = 0
 
@@ -56,6 +61,24 @@ class FairQueue(Generic[Ticket]):
             raise ValueError("release without an admitted ticket")
         self.busy -= 1
         return self._admit()
+
+    @property
+    def has_guest_room(self) -> bool:
+        """Whether a stranger may have a slot now."""
+        return not self._waiting and self.busy < self.slots and self.guests < max(1, self.slots - 1)
+
+    def admit_guest(self) -> None:
+        """A stranger takes a slot."""
+        if not self.has_guest_room:
+            raise ValueError("a stranger without room")
+        self.busy += 1
+        self.guests += 1
+
+    def guest_left(self) -> None:
+        """A slot is a stranger's no longer. It stays busy until `release`, as it may pass to someone else."""
+        if self.guests < 1:
+            raise ValueError("no stranger has a slot")
+        self.guests -= 1
 
     def resize(self, slots: int) -> list[Ticket]:
         """Change the number of slots. Returns the tickets that are admitted by that."""

@@ -1,16 +1,28 @@
-"""Which host answers a request: all of them in the order of the predicted time to the first token.
+"""Which host answers a request: those within its radius, near ones before strangers, by the time to the first token.
 
     predicted = round trip + waiting for a slot + (prompt tokens - those the host still holds) / prompt speed
 
-To that a busy host adds a little, as streams that share a host slow each other down to their end. This node is
-preferred unless another is clearly faster; strangers come after everyone who is trusted; of hosts that are about equal,
-two are drawn and the less busy one goes first, so that many gateways which see the same gossip do not all run to the
-same host (the power of two choices, Mitzenmacher 2001). Hosts that cannot take the request at all are listed with the
-reason, so that the order can be printed and understood.
+To that a busy host adds a little, as streams that share a host slow each other down to their end. The radius
+(radius.py) comes before it:
+
+    (beyond what the request allows: never, whatever else is the matter)
+    local      first, while one of them has a free slot; when none has, together with the trusted ones
+    trusted    next
+    public     last, so only where the nearer ones cannot
+
+The nearer ones cannot: when there is none; while all are cooling down after failures; when all have failed this very
+request or refused it because their queue is full (they are asked before, and stand before in the order); when none is
+ready or able; when the prompt seems too long for each. That they are slow or busy, so that a caller waits, is no such
+reason.
+
+Among hosts that come in one place this node is preferred unless another is clearly faster; of hosts that are about
+equal, two are drawn and the less busy one goes first, so that many gateways which see the same gossip do not all run to
+the same host (the power of two choices, Mitzenmacher 2001). Hosts that cannot take the request at all are listed with
+the reason, so that the order can be printed and understood.
 
 Rules of this file: pure, and nothing of it waits; a request is never left without a host because of a guess: when all
-that could answer are cooling down, the least bad is offered last, and when the prompt seems too long for everyone, the
-host with the most room decides, as only it can count.
+that could answer are cooling down, the least bad of the nearer ones is offered last, and when the prompt seems too long
+for everyone, the host with the most room decides, a nearer one if there is any, as only it can count.
 """
 
 from __future__ import annotations
@@ -21,9 +33,9 @@ from dataclasses import dataclass
 from meshnode.core.affinity import Affinity
 from meshnode.core.cooldown import Cooldowns
 from meshnode.core.load import Load
+from meshnode.core.radius import LOCAL, PUBLIC, TRUSTED, Radius, reaches
 from meshnode.core.randomness import Randomness
 
-PUBLIC = "public"
 READY = "ready"
 CHAT = "chat"
 
@@ -54,12 +66,15 @@ HERE_COUNTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a request asks for. `prefix` holds the hashes of its leading messages, see affinity.py."""
+    """What a request asks for, and how far it may go. `prefix` holds the hashes of its leading messages, see
+    affinity.py.
+    """
 
     model: str
     needs: frozenset[str] = frozenset()
     prompt_tokens: int = 0
     prefix: tuple[int, ...] = ()
+    radius: Radius = TRUSTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +116,7 @@ class _Candidate:
     cost_s: float
     held_tokens: int
     fill: float
+    free: bool
     reason: str
 
 
@@ -117,11 +133,11 @@ class Router:
         """All hosts: those that are offered, best first, then the others with the reason."""
         held = self._affinity.held(wanted.model, wanted.prefix, wanted.prompt_tokens, now)
         candidates: list[_Candidate] = []
-        cooling: list[tuple[float, int, _Candidate]] = []
+        cooling: list[tuple[bool, float, int, _Candidate]] = []
         short: list[HostView] = []
         skipped: list[Ranked] = []
         for host in hosts:
-            if reason := unable(host, wanted.needs):
+            if reason := beyond(host, wanted.radius) or unable(host, wanted.needs):
                 skipped.append(Ranked(host.node, None, reason))
             elif not _has_room(host, wanted.prompt_tokens):
                 short.append(host)
@@ -132,16 +148,16 @@ class Router:
                     candidates.append(candidate)
                 else:
                     candidate.reason = str(pause)
-                    cooling.append((pause.remaining_s, pause.failures, candidate))
+                    cooling.append((host.radius == PUBLIC, pause.remaining_s, pause.failures, candidate))
         if short and not candidates and not cooling:
-            roomy = max(short, key=lambda host: host.context_length)
+            roomy = max(short, key=lambda host: (host.radius != PUBLIC, host.context_length))
             short.remove(roomy)
             candidates.append(self._predict(roomy, wanted, held.get(roomy.node, 0), now))
         self._sort(candidates)
         if cooling:
-            cooling.sort(key=lambda entry: entry[:2])
-            candidates.append(cooling[0][2])
-            skipped += [Ranked(candidate.host.node, None, candidate.reason) for _, _, candidate in cooling[1:]]
+            cooling.sort(key=lambda entry: entry[:3])
+            candidates.append(cooling[0][3])
+            skipped += [Ranked(candidate.host.node, None, candidate.reason) for *_, candidate in cooling[1:]]
         too_long = f"about {wanted.prompt_tokens} tokens do not fit into its context of"
         skipped += [Ranked(host.node, None, f"{too_long} {host.context_length}") for host in short]
         return [Ranked(found.host.node, found.predicted_s, found.reason) for found in candidates] + skipped
@@ -187,10 +203,13 @@ class Router:
             reason += f", a slot in about {wait_s:.1f} s"
         if held_tokens:
             reason += f", holds {held_tokens} of {wanted.prompt_tokens} tokens"
-        return _Candidate(host, predicted_s, cost_s, held_tokens, load / slots, reason)
+        return _Candidate(host, predicted_s, cost_s, held_tokens, load / slots, load < slots, reason)
 
     def _sort(self, candidates: list[_Candidate]) -> None:
-        candidates.sort(key=lambda found: (found.host.radius == PUBLIC, found.cost_s))
+        turns: dict[str, int] = {LOCAL: 0, TRUSTED: 1, PUBLIC: 2}
+        if not any(found.free for found in candidates if found.host.radius == LOCAL):
+            turns[LOCAL] = turns[TRUSTED]
+        candidates.sort(key=lambda found: (turns[found.host.radius], found.cost_s))
         if len(candidates) < 2 or candidates[0].host.here:
             return
         first = candidates[0]
@@ -214,6 +233,11 @@ class Router:
         return min(equals[one], equals[other], key=lambda found: found.fill)
 
 
+def beyond(host: HostView, allowed: str) -> str:
+    """Why a request may not go to a host, whatever that one can; empty when it may."""
+    return "" if reaches(allowed, host.radius) else f"{host.radius}, and the request may go no further than {allowed}"
+
+
 def unable(host: HostView, needs: Collection[str]) -> str:
     """Why a host cannot take such a request now; empty when it can. Unknown capabilities count as all."""
     if host.state != READY:
@@ -230,7 +254,8 @@ def _has_room(host: HostView, prompt_tokens: int) -> bool:
 
 
 def choose_model(candidates: Mapping[str, Sequence[HostView]], wanted: Wanted) -> str:
-    """The model that `auto` means for this request, of models by id with their hosts.
+    """The model that `auto` means for this request, of models by id with their hosts; hosts beyond its radius do not
+    count.
 
     First come those that can take it: ready, with what it needs, with room for the prompt, made for conversation; then
     those of trusted nodes before those of strangers; then those that write faster than people read. Of what is left,
@@ -246,7 +271,8 @@ def choose_model(candidates: Mapping[str, Sequence[HostView]], wanted: Wanted) -
 
 def _merit(hosts: Sequence[HostView], wanted: Wanted) -> tuple[float, ...]:
     """The least is the best. By the host that suits the request best."""
-    return min((_merit_of_host(host, wanted) for host in hosts), default=(1.0,) * 6 + (0.0,))
+    within = [host for host in hosts if reaches(wanted.radius, host.radius)]
+    return min((_merit_of_host(host, wanted) for host in within), default=(2.0,) * 6 + (0.0,))
 
 
 def _merit_of_host(host: HostView, wanted: Wanted) -> tuple[float, ...]:

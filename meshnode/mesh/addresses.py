@@ -10,14 +10,16 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import psutil
 
+from meshnode.net.nat import Observation
 from meshnode.wire.address import Address
 from meshnode.wire.registry import LIMIT_ADDRESSES
 
 AGREEING = 2
+MOST_OUTSIDE = 4
 OBSERVERS = 64
 _LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
 _VIRTUAL = ("docker", "br-", "virbr", "lxc", "cni", "podman")
@@ -41,6 +43,8 @@ def advertised(bound: Address, hosts: Iterable[str], observed: Sequence[Address]
     """What to name, best first, at most LIMIT_ADDRESSES.
 
     A node bound to one address names that one. IPv6 addresses are named only if the socket has both families.
+    `observed` are what the outside knows of this node, a mapping of its router among them: MOST_OUTSIDE have their
+    place whatever interfaces there are.
     """
     literal = ipaddress.ip_address(bound.host)
     if not literal.is_unspecified:
@@ -51,7 +55,8 @@ def advertised(bound: Address, hosts: Iterable[str], observed: Sequence[Address]
     # Within a network the private IPv4 address is the one that works most often; global ones are for everybody else.
     kept.sort(key=lambda address: (address.version == 6, not address.is_private))
     named = [Address(str(address), bound.port) for address in kept or [_LOOPBACK]]
-    return tuple(dict.fromkeys([*named[: LIMIT_ADDRESSES - 2], *observed, *named]))[:LIMIT_ADDRESSES]
+    outside = observed[:MOST_OUTSIDE]
+    return tuple(dict.fromkeys([*named[: LIMIT_ADDRESSES - len(outside)], *outside, *named]))[:LIMIT_ADDRESSES]
 
 
 def _usable(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
@@ -68,16 +73,22 @@ class Observed:
     """How peers see this node. Pure, and bounded."""
 
     def __init__(self) -> None:
-        self._by_peer: OrderedDict[bytes, Address] = OrderedDict()
+        self._by_peer: OrderedDict[bytes, Observation] = OrderedDict()
 
-    def note(self, peer: bytes, address: Address) -> None:
-        """`peer` sees this node at `address`."""
-        self._by_peer[peer] = address
+    def note(self, peer: bytes, address: Address, observer: Address) -> None:
+        """`peer`, which is itself at `observer`, sees this node at `address`."""
+        self._by_peer[peer] = Observation(observer, address)
         self._by_peer.move_to_end(peer)
         if len(self._by_peer) > OBSERVERS:
             self._by_peer.popitem(last=False)
 
+    def of(self, peers: Container[bytes]) -> list[Observation]:
+        """What some of the peers see, those who spoke last at the end."""
+        return [observation for peer, observation in self._by_peer.items() if peer in peers]
+
     def agreed(self) -> tuple[Address, ...]:
-        """The addresses that at least two peers see, the most seen first, without those of no use to others."""
-        seen = Counter(self._by_peer.values())
+        """The addresses that peers at two hosts see, the most seen first, without those of no use to others."""
+        # One host may have as many identities as it likes.
+        voices = {(observation.seen, observation.observer.host) for observation in self._by_peer.values()}
+        seen = Counter(address for address, _ in voices)
         return tuple(address for address, count in seen.most_common(2) if count >= AGREEING and not address.is_loopback)

@@ -15,7 +15,7 @@ from typing import Any
 from meshnode.core.coordinates import distance_s
 from meshnode.core.effects import Member, MembershipSnapshot
 from meshnode.mesh.sessions import Peer, Sessions
-from meshnode.mesh.views import ClientView, Seen
+from meshnode.mesh.views import ClientView, Seen, Shown
 from meshnode.wire.address import Address
 from meshnode.wire.messages import Subscribe, View
 from meshnode.wire.registry import Role
@@ -159,6 +159,10 @@ class ClientPart:
             members = {node: self._member(seen) for node, seen in self._seen.items() if node != self._node}
             self._snapshot = MembershipSnapshot(node=self._node, members=members)
         return self._snapshot
+
+    def shown(self) -> list[Shown]:
+        """A client shows the mesh to nobody."""
+        return []
 
     def addresses(self, node: bytes) -> tuple[Address, ...]:
         """Where a node says that it can be reached."""

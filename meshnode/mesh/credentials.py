@@ -50,13 +50,16 @@ class _Membership:
 class CredentialFiles:
     """What is in those files. `credentials` is None in no mesh, `mesh_key` where the mesh was not founded."""
 
-    def __init__(self, folder: Path, node: bytes) -> None:
-        """Raises StateError for a damaged file or one of another identity, HomeNotWritable."""
+    def __init__(self, folder: Path, node: bytes, *, of_any_key: bool = False) -> None:
+        """`of_any_key`: a membership of an earlier key of this node is given as it is, for its holder to replace.
+
+        Raises StateError for a damaged file, without `of_any_key` for one of another identity; HomeNotWritable.
+        """
         self._membership_file = folder / "membership"
         self._next_file = folder / "membership.next"
         self._key_file = folder / "mesh.key"
         self.mesh_key: Identity | None = None
-        self.credentials = self._load(node)
+        self.credentials = self._load(node, of_any_key)
 
     def found_key(self) -> Identity:
         """The key of a new mesh. One without a membership is what a founding left that was cut short: nobody knows it.
@@ -93,11 +96,11 @@ class CredentialFiles:
         durable.rename(self._key_file, self._key_file.with_name(name))
         self.mesh_key = None
 
-    def _load(self, node: bytes) -> Credentials | None:
+    def _load(self, node: bytes, of_any_key: bool) -> Credentials | None:
         membership = self._read(self._membership_file)
         if membership is None:
             return None
-        if certificates.read(membership.certificate).node != node:
+        if not of_any_key and certificates.read(membership.certificate).node != node:
             membership = self._succeed(node)
         if self._key_file.exists():
             self.mesh_key = load(self._key_file)

@@ -171,6 +171,11 @@ class MemberPart:
         """The mesh as it is known here."""
         return self._driver.snapshot()
 
+    def shown(self) -> list[Shown]:
+        """Members that answer, this node among them, with their signed statements."""
+        members = self.members().members.values()
+        return [shown for member in members if (shown := self._shown(member)) is not None]
+
     def addresses(self, node: bytes) -> tuple[Address, ...]:
         """Where a node says that it can be reached."""
         member = self.members().members.get(node)
@@ -237,14 +242,10 @@ class MemberPart:
         if self._showing is not None:
             self._showing.cancel()
             self._showing = None
-        for peer, view in self._subscribers.due(self._view, monotonic()):
+        for peer, view in self._subscribers.due(lambda: choose(self.shown()), monotonic()):
             self.send(peer, view, True)
         if len(self._subscribers):
             self._showing = self._loop.call_later(SHOW_S, self._show)
-
-    def _view(self) -> View:
-        members = self.members().members.values()
-        return choose(shown for member in members if (shown := self._shown(member)) is not None)
 
     def _shown(self, member: Member) -> Shown | None:
         if member.state != "alive" or (member.node != self._node and not member.reachable):

@@ -2,6 +2,7 @@
 
     net.Endpoint ── links ──> Sessions ── admitted peers, messages ──> Part (MemberPart or ClientPart)
          └──────── streams ─> StreamDispatch ── HTTP ──> TunnelServer ──> answer
+                                             └─ RELAY, PUNCH ──> Traversal, which finds ways where there is NAT
     api.upstream <── Mesh.http(peer) ── a session (Reach), and a stream over it
 
 This module wires the parts and orders their beginning and their end; it decides nothing.
@@ -9,16 +10,15 @@ This module wires the parts and orders their beginning and their end; it decides
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from time import monotonic
 from typing import Any, Literal
 
 from meshnode.core.effects import MembershipSnapshot
 from meshnode.errors import AlreadyInMesh, MeshnodeError, NotInMesh, StateError
 from meshnode.identity import Identity, NodeId, ephemeral
+from meshnode.mesh.background import Background, News
 from meshnode.mesh.favours import Favours
 from meshnode.mesh.options import MeshLimits, MeshOptions
 from meshnode.mesh.part import Part
@@ -28,9 +28,12 @@ from meshnode.mesh.sessions import Peer, Sessions
 from meshnode.mesh.stranger import visit
 from meshnode.mesh.streams import StreamDispatch, StreamHandler
 from meshnode.mesh.taking_part import make_part
+from meshnode.mesh.traversal import NatView, Path, Traversal
 from meshnode.mesh.tunnel import Answer, TunnelServer, open_tunnel
 from meshnode.mesh.upkeep import Upkeep
 from meshnode.mesh.vault import Vault
+from meshnode.mesh.views import Shown
+from meshnode.net.address import is_virtual
 from meshnode.net.endpoint import Endpoint
 from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
@@ -46,8 +49,6 @@ PairStream = Callable[[MeshStream, bytes], Awaitable[None]]
 """Serves a pairing: the stream and its header."""
 
 TUNNEL_DIAL_S = 3.0
-NEWS_S = 0.1
-"""`changed` is called no more often than that."""
 FAREWELL_S = 0.3
 
 
@@ -90,11 +91,24 @@ class Mesh:
             counters=counters,
             limits=limits.sessions,
         )
+        self._reach = Reach(self._node, vault, self._sessions, lambda: self._presence.addresses)
+        self._traversal = Traversal(
+            self._node,
+            role,
+            sessions=self._sessions,
+            reach=self._reach,
+            presence=self._presence,
+            options=options,
+            renewed=self._place_changed,
+            counters=counters,
+            limits=limits.relay,
+        )
         self._dispatch = StreamDispatch(
             {
                 StreamType.CONTROL: self._sessions.control_opened,
                 StreamType.HTTP: self._serve_http,
                 **({StreamType.PAIR: self._serve_pairing} if pair is not None else {}),
+                **self._traversal.handlers,
                 **handlers,
             },
             admission=self._sessions.admitted,
@@ -102,16 +116,14 @@ class Mesh:
             counters=counters,
             limits=limits.streams,
         )
-        self._reach = Reach(self._node, vault, self._sessions, lambda: self._presence.addresses)
         self._favours = Favours(
             vault, measure=self._measure, send=self._send, renewed=self._identify, counters=counters
         )
         self._part: Part | None = None
+        self._has: Dynamic | None = None
         self.entered = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._news: asyncio.TimerHandle | None = None
-        self._said_at = 0.0
-        self._closed = False
+        self._background = Background()
+        self._news = News(self._say)
         self._endpoint: Endpoint
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -130,8 +142,9 @@ class Mesh:
         pair: PairStream | None = None,
         handlers: Mapping[StreamType, StreamHandler] | None = None,
         limits: MeshLimits | None = None,
+        enter: bool = True,
     ) -> Mesh:
-        """Open the port, and return to the mesh of the vault, if it has one.
+        """Open the port, and return to the mesh of the vault, if it has one, unless `enter` says to wait.
 
         `answer` serves the HTTP requests of peers, of which only the (method, path) in `admitted` reach it. `changed`
         is called from the loop when members, links or addresses have changed. `handlers` serve further types of
@@ -144,10 +157,11 @@ class Mesh:
         mesh._endpoint = mesh._reach.endpoint = await Endpoint.open(
             identity, mesh, host=options.host, port=options.port, options=bounds.endpoint
         )
+        mesh._traversal.open(mesh._endpoint)
         mesh._presence.bound = mesh._endpoint.address
         try:
             await mesh._presence.refresh()
-            if vault.credentials is not None:
+            if enter and vault.credentials is not None:
                 await mesh.enter()
         except BaseException:
             await mesh.close()
@@ -171,15 +185,16 @@ class Mesh:
             identity=self._identity,
             sessions=self._sessions,
             reach=self._reach,
-            changed=self._news_came,
+            changed=self._news.came,
             counters=self._counters,
             options=self._limits.membership,
         )
         self.entered += 1
+        self._traversal.begin()
         self._identify()
-        self._start(self._reach.run())
-        self._start(self._upkeep(self._part).run())
-        self._news_came()
+        self._background.start(self._reach.run())
+        self._background.start(self._upkeep(self._part).run())
+        self._news.came()
 
     async def join(self, invite: Invite, token: bytes) -> None:
         """Become a member with an invite, and take part. Does nothing in the mesh of the invite.
@@ -218,16 +233,16 @@ class Mesh:
             LOG.warning("the address book could not be written: %s", reason)
         await self._stop_part()
         await self._favours.close()
+        await self._traversal.close()
         await self._dispatch.close()
         await self._endpoint.close(Close.DONE)
         await self._sessions.close()
-        self._closed = True
-        if self._news is not None:
-            self._news.cancel()
+        self._news.close()
 
     async def _farewell(self, drain_s: float) -> None:
         self._tunnel.refuse_new()
-        await self._stop_tasks()
+        await self._background.stop()
+        await self._traversal.leave()
         if self._part is not None:
             await self._part.leave()
         if drain_s > 0:
@@ -268,9 +283,10 @@ class Mesh:
         return {**traffic, **self._counters, "http_running": self._tunnel.running, "links": len(self._sessions.peers)}
 
     def publish(self, has: Dynamic) -> None:
-        """What this node has and serves. Where it is and who watches it is added."""
+        """What this node has and serves. Where it is, how it is reached and who watches it is added."""
+        self._has = has
         if self._part is not None:
-            self._part.publish(has)
+            self._part.publish(self._traversal.told(has))
 
     def publish_demand(self, wishes: Sequence[Wish]) -> None:
         """What is asked for at this node."""
@@ -290,9 +306,18 @@ class Mesh:
         return tuple(peer for peer in self._sessions.peers if peer.role is Role.CLIENT)
 
     def address_of(self, node: bytes) -> Address | None:
-        """Where a linked peer is; None for others."""
+        """Where a linked peer is; None for others, and for one that is reached by a detour."""
         peer = self._sessions.get(node)
-        return None if peer is None else peer.link.address
+        return None if peer is None or is_virtual(peer.link.address) else peer.link.address
+
+    def path_of(self, node: bytes) -> Path | None:
+        """How a linked peer is reached; None for others."""
+        return self._traversal.path_of(node)
+
+    @property
+    def nat(self) -> NatView:
+        """What is between this node and the others."""
+        return self._traversal.nat
 
     def http(self, peer: bytes) -> Callable[[], Awaitable[MeshStream]]:
         """What opens an HTTP stream to a peer, dialling it if there is no link. The result raises OSError."""
@@ -329,6 +354,17 @@ class Mesh:
             return None
         return await self._favours.measured_by(peer, node)
 
+    async def call(self, peer: bytes, addresses: Sequence[Address] = ()) -> None:
+        """Be linked with a peer that is at these addresses, or where it is known to be.
+
+        Raises PeerUnreachable, PeerRefused, WrongPeer.
+        """
+        await self._reach.session(peer, addresses)
+
+    def shown(self) -> list[Shown]:
+        """The members that answer, with the statements that prove what they have; none from a client-only node."""
+        return [] if self._part is None else self._part.shown()
+
     async def meet(self, addresses: Sequence[Address]) -> None:
         """Somebody at these addresses claims to be of this mesh. If it is a member, it will be dialled there as well.
 
@@ -353,6 +389,7 @@ class Mesh:
         if code in (Close.CERTIFICATE_EXPIRED, Close.NOT_ADMITTED, Close.SUPERSEDED):
             LOG.warning("%s closed the connection: %s", link.peer.hex()[:10], CLOSE_TEXTS[code])
         self._dispatch.forget(link)
+        self._traversal.link_down(link)
         self._sessions.link_down(link)
 
     def stream_opened(self, stream: MeshStream) -> None:
@@ -368,24 +405,25 @@ class Mesh:
         peer = self._sessions.get(link.peer)
         if self._part is not None and peer is not None and peer.link is link:
             self._part.silent(link.peer, silent)
+        if silent:
+            self._traversal.link_silent(link)
 
     # --- sessions.Listener ------------------------------------------------------------------------------------------
 
     def peer_up(self, peer: Peer) -> None:
         """A peer was admitted."""
         self._reach.admitted(peer)
-        if peer.session.observed is not None:
-            self._presence.seen_at(peer.session.observed, peer.node)
+        self._traversal.peer_up(peer)
         if self._part is not None:
             self._part.peer_up(peer)
-        self._news_came()
+        self._news.came()
 
     def peer_down(self, peer: Peer) -> None:
         """Its session is over."""
         if self._part is not None:
             self._part.peer_down(peer)
         self._reach.wake()
-        self._news_came()
+        self._news.came()
 
     def received(self, peer: Peer, message: Any) -> None:
         """A message of an admitted peer. Raises WireError."""
@@ -418,6 +456,12 @@ class Mesh:
         if identity is not None and self._part is not None:
             self._part.identify(identity)
 
+    def _place_changed(self) -> None:
+        self._identify()
+        if self._has is not None:
+            self.publish(self._has)
+        self._news.came()
+
     def _upkeep(self, part: Part) -> Upkeep:
         return Upkeep(
             part,
@@ -427,31 +471,10 @@ class Mesh:
             reach=self._reach,
             favours=self._favours,
             identify=self._identify,
-            changed=self._news_came,
+            changed=self._news.came,
             counters=self._counters,
         )
 
-    # --- tasks and news ---------------------------------------------------------------------------------------------
-
-    def _start(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _stop_tasks(self) -> None:
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    def _news_came(self) -> None:
-        """Tell the composer soon, and not too often."""
-        if self._news is None and not self._closed:
-            loop = asyncio.get_running_loop()
-            self._news = loop.call_later(max(0.0, self._said_at + NEWS_S - monotonic()), self._say)
-
     def _say(self) -> None:
-        self._news = None
-        self._said_at = monotonic()
         self._reach.wake()
         self._changed()

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from meshnode.core.effects import MembershipSnapshot
 from meshnode.mesh.sessions import Peer
+from meshnode.mesh.views import Shown
 from meshnode.wire.address import Address
 from meshnode.wire.statements import Dynamic, Identity, Wish
 
@@ -40,6 +41,9 @@ class Part(Protocol):
 
     def members(self) -> MembershipSnapshot:
         """The mesh as it is known here."""
+
+    def shown(self) -> list[Shown]:
+        """Members that answer, this node among them, as they may be shown to others."""
 
     def addresses(self, node: bytes) -> tuple[Address, ...]:
         """Where a node says that it can be reached."""

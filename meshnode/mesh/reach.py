@@ -1,4 +1,5 @@
-"""Getting to a peer: the session there is, or a new one to an address where it may be; and the book that remembers.
+"""Getting to a peer: the session there is, or a new one to an address where it may be, or through a relay; and the book
+that remembers.
 
 Whom a node dials is decided by the machine (members), by how many access nodes there are (clients), or by a request for
 a tunnel. With no link left, everybody who is known is tried until somebody answers.
@@ -13,12 +14,13 @@ from contextlib import suppress
 from time import monotonic
 from typing import Protocol
 
-from meshnode.errors import MeshnodeError, PeerRefused, PeerUnreachable
+from meshnode.errors import MeshnodeError, PeerRefused, PeerUnreachable, WrongPeer
 from meshnode.identity import NodeId
 from meshnode.mesh.dialling import Directions, Pauses, Search
 from meshnode.mesh.part import Part
 from meshnode.mesh.sessions import Peer, Sessions
 from meshnode.mesh.vault import Vault
+from meshnode.net.address import is_virtual
 from meshnode.net.link import Link
 from meshnode.telemetry import LOG
 from meshnode.wire.address import Address
@@ -35,6 +37,17 @@ class Dials(Protocol):
 
     async def dial(self, addresses: Sequence[Address], *, expected: NodeId | None, timeout_s: float = ...) -> Link:
         """A link to a peer."""
+        ...
+
+
+class Relays(Protocol):
+    """What knows other ways to a peer than its addresses."""
+
+    def head_start_s(self, node: bytes, addresses: Sequence[Address]) -> float | None:
+        """How long a direct dial is alone; None: there is no other way."""
+
+    async def reach(self, node: bytes) -> Link:
+        """A link to the peer through somebody else. Raises PeerUnreachable."""
         ...
 
 
@@ -59,6 +72,7 @@ class Reach:
         self._search = Search(candidates=self.candidates, dial=self._try, enough=self._has_links, pauses=self._pauses)
         self.endpoint: Dials
         self.part: Part | None = None
+        self.relays: Relays | None = None
 
     def open_book(self) -> None:
         """Read the address book of the vault."""
@@ -91,7 +105,7 @@ class Reach:
 
     def linked(self, link: Link) -> None:
         """A link has come up; if we dialled it, its address works."""
-        if link.dialled:
+        if link.dialled and not is_virtual(link.address):
             self._directions.worked(link.peer, link.address)
 
     def admitted(self, peer: Peer) -> None:
@@ -171,13 +185,39 @@ class Reach:
         targets = self._sensible(self._directions.to(node, [*addresses, *self.part.addresses(node)]))
         try:
             async with asyncio.timeout(timeout_s):
-                link = await self.endpoint.dial(targets, expected=NodeId(node), timeout_s=timeout_s)
+                link = await self._link(node, targets, timeout_s)
                 return await self._sessions.session_on(link)
         except TimeoutError:
             raise PeerUnreachable(", ".join(map(str, targets))) from None
 
+    async def _link(self, node: bytes, targets: Sequence[Address], timeout_s: float) -> Link:
+        """Dial a peer, and after a moment look for it through a relay as well: who comes first is taken. A direct link
+        that comes up later takes the place of the other one by itself.
+        """
+        direct = asyncio.ensure_future(self.endpoint.dial(targets, expected=NodeId(node), timeout_s=timeout_s))
+        tasks = [direct]
+        try:
+            wait_s = None if self.relays is None else self.relays.head_start_s(node, targets)
+            await asyncio.wait(tasks, timeout=wait_s)
+            settled = direct.done() and (direct.exception() is None or _is_refusal(direct.exception()))
+            if self.relays is not None and wait_s is not None and not settled:
+                tasks.append(asyncio.ensure_future(self.relays.reach(node)))
+            running = set(tasks)
+            while running:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                for task in sorted(done, key=lambda task: task is not direct):
+                    if task.exception() is None or (task is direct and _is_refusal(task.exception())):
+                        return task.result()
+            return direct.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     def _sensible(self, addresses: Sequence[Address]) -> Sequence[Address]:
         """Without loopback, which is another machine's, unless this node is on loopback itself."""
+        # What stands for a way of this very node means nothing in the mouth of a peer.
+        addresses = [address for address in addresses if not is_virtual(address)]
         if any(address.is_loopback for address in self._addresses()):
             return addresses
         return [address for address in addresses if not address.is_loopback] or addresses
@@ -190,3 +230,8 @@ class Reach:
 
     def _has_links(self) -> bool:
         return self.part is None or not self.part.wants_links()
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the peer itself has answered, and does not want us. Another node at its address says nothing."""
+    return isinstance(error, PeerRefused) and not isinstance(error, WrongPeer)

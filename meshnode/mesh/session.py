@@ -6,20 +6,23 @@
       |                WELCOME (certificate, issued)     |
       | <----------------------------------------------- |
 
-The transport has proven the keys of both sides; here they prove that these keys belong to the mesh. Exactly one frame
-is read in each direction, within a time and a size; whatever else comes closes the connection with one clear code.
-Protocol: 07-admission.
+The transport has proven the keys of both sides; here they prove that these keys belong to the mesh, or, in an open
+mesh, that the policy of the acceptor lets them in. Exactly one frame is read in each direction, within a time and a
+size; whatever else comes closes the connection with one clear code. Protocol: 07-admission.
 """
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from meshnode.core.open_policy import Refusal
 from meshnode.errors import InviteInvalid, NetworkError, PeerRefused, PeerUnreachable
 from meshnode.mesh.credentials import Credentials
 from meshnode.mesh.vault import Vault
+from meshnode.net.address import is_virtual
 from meshnode.wire import certificates, schema
 from meshnode.wire.address import Address
 from meshnode.wire.certificates import Certificate
@@ -81,13 +84,25 @@ async def greet(link: Link, vault: Vault, *, hello: Hello, mesh_name: str = "") 
     )
 
 
+class NotLetIn(PeerRefused):
+    """The policy of an open mesh refuses this peer.
+
+    `counter` names the reason for the metrics.
+    """
+
+    counter = ""
+
+
 async def receive(link: Link, stream: MeshStream, vault: Vault, *, name: str = "", software: str = "") -> Session:
     """Judge who has opened the control `stream` (its header has been read), and welcome it.
 
-    Raises PeerRefused (with the close code) for one that is not let in, PeerUnreachable when it went away or took too
-    long, HomeNotWritable; the link is closed then.
+    Raises PeerRefused (with the close code) for one that is not let in, NotLetIn if by the policy of an open mesh;
+    PeerUnreachable when it went away or took too long, HomeNotWritable; the link is closed then.
     """
+    observed = Address.of(link.address.host, link.address.port)
     with _Closing(link) as closing:
+        if vault.policy is not None:
+            _obey(vault.policy.attempt(observed, monotonic()))
         hello = await _receive(stream, Hello)
         mine = vault.credentials
         if mine is None:
@@ -95,10 +110,13 @@ async def receive(link: Link, stream: MeshStream, vault: Vault, *, name: str = "
         certificate, issued = await _judge(hello, link.peer, vault, mine)
         if hello.role == Role.MEMBER and certificate.role != Role.MEMBER:
             raise WireError("the certificate is one of a client", Close.ROLE_REFUSED)
+        if vault.policy is not None:
+            _obey(vault.policy.judge(link.peer, observed, Role(hello.role)))
         # Our own certificate may have been renewed while the invite was being counted.
         shown = (vault.credentials or mine).certificate
-        observed = Address.of(link.address.host, link.address.port)
-        stream.write(_frame(Welcome(VERSION, shown, issued, observed, name, software)))
+        # A detour stands for the way to the peer; nobody else can dial it.
+        seen_at = None if is_virtual(observed) else observed
+        stream.write(_frame(Welcome(VERSION, shown, issued, seen_at, name, software)))
         closing.done()
     role = Role(hello.role)
     return Session(link, stream, certificate, role, hello.name, hello.software, addresses=hello.addresses)
@@ -125,6 +143,19 @@ async def _judge(hello: Hello, peer: bytes, vault: Vault, mine: Credentials) -> 
     return certificates.read(issued), issued
 
 
+def _obey(refusal: Refusal | None) -> None:
+    if refusal is not None:
+        raise _Refused(refusal)
+
+
+class _Refused(WireError):
+    """What the policy says, on its way to the close code."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.text, refusal.code)
+        self.counter = refusal.counter
+
+
 class _Closing:
     """Whatever goes wrong inside closes the link with the code that fits, and leaves as an error for people."""
 
@@ -144,6 +175,10 @@ class _Closing:
             return
         code = _code_for(error)
         self._link.close(code, CLOSE_TEXTS[code])
+        if isinstance(error, _Refused):
+            refused = NotLetIn(error.reason, close_code=code)
+            refused.counter = error.counter
+            raise refused from None
         if isinstance(error, WireError):
             raise _refusal(error.code, error.reason) from None
         if isinstance(error, TimeoutError):

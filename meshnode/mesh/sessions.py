@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from meshnode.errors import MeshnodeError, PeerRefused, PeerUnreachable
 from meshnode.mesh.control import Control, ControlLimits, Stalled, frame_of, message_in
-from meshnode.mesh.session import Session, greet, receive
+from meshnode.mesh.session import NotLetIn, Session, greet, receive
 from meshnode.mesh.vault import Vault
 from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
@@ -82,11 +82,14 @@ class Peer:
 
 @dataclass(eq=False, slots=True)
 class _Entry:
-    """What is known of one link. `admission` gives the peer's role, or None when it was not admitted."""
+    """What is known of one link. `admission` gives the peer's role, or None when it was not admitted; `counted` says
+    that the policy of an open mesh knows of it.
+    """
 
     link: Link
     admission: asyncio.Future[Role | None]
     peer: Peer | None = None
+    counted: bool = False
     control_seen: bool = False
     held: int = 0
     timer: asyncio.TimerHandle | None = None
@@ -118,7 +121,8 @@ class Sessions:
 
     `hello` makes our greeting with a certificate, None while there is none: then a link that we dialled waits until
     `join` is called for it. `counters` gets: sessions_opened, admissions_refused, clients_refused,
-    admissions_timed_out, bans, messages_in, messages_malformed, datagrams_dropped, control_overflows.
+    admissions_timed_out, bans, messages_in, messages_malformed, datagrams_dropped, control_overflows; in an open mesh
+    also what its policy refuses: open_prefix_full, open_clients_full, open_members_full, open_too_often, open_banned.
     """
 
     def __init__(
@@ -188,6 +192,8 @@ class Sessions:
             self._bans.move_to_end(link.peer)
             if len(self._bans) > BANS:
                 self._bans.popitem(last=False)
+            if self._vault.policy is not None:
+                self._vault.policy.offended(link.address, monotonic())
         LOG.warning("closing the connection to %s: %s", link.peer.hex()[:10], reason or CLOSE_TEXTS.get(code, code))
         link.close(code)
 
@@ -221,6 +227,8 @@ class Sessions:
         if entry is None:
             return
         entry.settle(None)
+        if entry.counted and self._vault.policy is not None:
+            self._vault.policy.left(link.peer)
         peer = entry.peer
         if peer is not None:
             peer.control.close()
@@ -258,6 +266,8 @@ class Sessions:
             session = await receive(stream.link, stream, self._vault, name=self._name, software=self._software)
         except MeshnodeError as error:
             self._counters["admissions_refused"] += 1
+            if isinstance(error, NotLetIn):
+                self._counters[error.counter] += 1
             LOG.debug("%s was not let in: %s", stream.link.peer.hex()[:10], error)
             entry.settle(None)
             return
@@ -347,6 +357,9 @@ class Sessions:
         if not link.alive:
             entry.settle(None)
             return
+        if self._vault.policy is not None:
+            self._vault.policy.entered(link.peer, link.address, session.role)
+            entry.counted = True
         control = Control(session.stream, overflow=lambda: self._overflowed(link), limits=self._limits.control)
         peer = entry.peer = Peer(session, link, control)
         self._counters["sessions_opened"] += 1

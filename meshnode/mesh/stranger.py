@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from meshnode.identity import Identity
+from meshnode.identity import Identity, NodeId
 from meshnode.net.endpoint import Endpoint
 from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
@@ -42,15 +42,21 @@ class _Visitor:
 
 @asynccontextmanager
 async def visit(
-    identity: Identity, addresses: Sequence[Address], *, host: str = "::", timeout_s: float = VISIT_S
+    identity: Identity,
+    addresses: Sequence[Address],
+    *,
+    host: str = "::",
+    expected: NodeId | None = None,
+    timeout_s: float = VISIT_S,
 ) -> AsyncIterator[Link]:
-    """A link to whoever answers first at `addresses`, until the end of the block. `host` is where its socket is bound.
+    """A link to whoever answers first at `addresses`, or to `expected` there, until the end of the block. `host` is
+    where its socket is bound.
 
-    Raises PeerUnreachable, PeerRefused.
+    Raises PeerUnreachable, PeerRefused, WrongPeer.
     """
     endpoint = await Endpoint.open(identity, _Visitor(), host=host)
     try:
-        yield await endpoint.dial(addresses, expected=None, timeout_s=timeout_s)
+        yield await endpoint.dial(addresses, expected=expected, timeout_s=timeout_s)
     finally:
         await endpoint.close()
 

@@ -74,13 +74,19 @@ async def make_part(
 
 
 def proven_role(vault: Vault, statement: Statement) -> Role | None:
-    """Whether an identity statement proves a membership of this mesh, and as what."""
+    """Whether an identity statement proves a membership of this mesh, and as what.
+
+    In an open mesh, where it proves next to nothing, the policy of this node has to agree.
+    """
     if not isinstance(statement.body, statements.Identity):
         return None
     try:
-        return Role(vault.admit(statement.body.certificate, statement.origin).role)
+        role = Role(vault.admit(statement.body.certificate, statement.origin).role)
     except WireError:
         return None
+    if vault.policy is not None and not vault.policy.heard(statement.origin, statement.body.addresses):
+        return None
+    return role
 
 
 def verify_bytes(key: bytes, signature: bytes, message: bytes) -> bool:

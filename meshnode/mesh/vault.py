@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from meshnode.core.open_policy import OpenPolicy
 from meshnode.errors import AlreadyInMesh, BadRequest, MayNotInvite, NotInMesh, StateError
 from meshnode.identity import Identity, verify
 from meshnode.mesh import lineage
@@ -38,7 +39,14 @@ from meshnode.wire.values import WireError
 
 
 class Vault:
-    """The one place that issues, admits and remembers. See the head of this module for what lies where."""
+    """The one place that issues, admits and remembers. See the head of this module for what lies where.
+
+    Nothing in this class admits anybody without a signature of the mesh; open_vault.py has the other kind. There
+    `policy` says who is let in, for the event loop alone.
+    """
+
+    is_open = False
+    policy: OpenPolicy | None = None
 
     def __init__(self, folder: Path, identity: Identity, clock: Callable[[], float] = time.time) -> None:
         """`clock` gives wall time in seconds. Raises StateError for a damaged file, HomeNotWritable."""
@@ -46,7 +54,7 @@ class Vault:
         self._node = identity.node_id
         self._clock = clock
         self._lock = threading.RLock()
-        self._files = CredentialFiles(folder, self._node)
+        self._files = self._credential_files(folder)
         self._ledger = Ledger(folder / "invites", self._node)
         self._superseded = SupersededKeys(folder / "superseded", clock())
         self._book = AddressBook(folder / "peers")
@@ -302,6 +310,9 @@ class Vault:
             self._book.forget(node)
 
     # --- inside ---------------------------------------------------------------------------------------------
+
+    def _credential_files(self, folder: Path) -> CredentialFiles:
+        return CredentialFiles(folder, self._node)
 
     def _clear(self) -> None:
         """Remove what is left of a mesh before."""

@@ -5,6 +5,10 @@ either role may move: a peer whose NAT gave it another port is followed once an 
 new place, and until it has answered a challenge there it is sent no more than three times what came from it
 (RFC 9000, 9.3). aioquic itself lets only clients move.
 
+`redirect` is the other way round: this end goes on at another address of the peer, which follows by the rule above. The
+connection does not notice: what was under way on the old path still counts when it arrives. Until the peer has answered
+at the new address little is sent there, and if it does not the connection is back at the old one.
+
 A bug, or a packet that finds one, ends this connection and no other.
 """
 
@@ -20,6 +24,7 @@ from aioquic.quic.events import ConnectionIdIssued, ConnectionIdRetired, QuicEve
 
 from meshnode.net.address import Address, SocketAddress, from_socket
 from meshnode.net.quic import MeshQuic
+from meshnode.net.quic_path import FIRST_DATAGRAM_BYTES
 from meshnode.wire.registry import Close
 
 LOG = logging.getLogger(__name__)
@@ -27,6 +32,15 @@ LOG = logging.getLogger(__name__)
 TIMER_SLACK_S = 0.0002
 MOVE_GAP_S = 0.1
 """The least time between two moves to places where the peer has never answered."""
+CHALLENGE_GAP_S = 0.05
+"""The least time between two challenges to a place from which the peer goes on sending."""
+REDIRECT_S = 1.2
+"""How long a new address may take to answer. A peer that watches hears nothing meanwhile if the way is dead, and must
+not take that for the end: see SILENT_LEAST_S and QUIET_S in liveness.py."""
+REDIRECT_FIRST_GAP_S = 0.06
+REDIRECT_GAP_GROWTH = 1.6
+REDIRECT_BYTES = 16 * FIRST_DATAGRAM_BYTES
+"""A third of what may be sent to a new address before it has answered: it was chosen by us, but may be dead."""
 LINGER_LEAST_S = 0.5
 MOST_GOODBYES = 8
 
@@ -52,7 +66,10 @@ class Channel:
         self.quic = quic
         self._carrier = carrier
         self._logical = self._destination = self._proven_destination = destination
-        self._next_move_at = 0.0
+        self._redirect: asyncio.Future[bool] | None = None
+        """Done when a redirection that is under way has come to its end."""
+        self._heard_there = False
+        self._next_move_at = self._challenge_at = 0.0
         self._connection_ids: set[bytes] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
@@ -76,8 +93,14 @@ class Channel:
     def _timed_out(self, now: float) -> None:
         """A timer of the connection has run."""
 
-    def _moved(self) -> None:
-        """The peer has answered from another address."""
+    def _left(self) -> None:
+        """Datagrams go to a place where the peer has not answered yet."""
+
+    def _returned(self) -> None:
+        """They go to the proven place again."""
+
+    def _moved(self, before: SocketAddress) -> None:
+        """The peer has answered from another address than `before`."""
 
     def _over(self, code: int, reason: str) -> None:
         """The connection has ended. Called once."""
@@ -93,6 +116,11 @@ class Channel:
     def destination(self) -> SocketAddress:
         """The same, as the socket names it."""
         return self._destination
+
+    @property
+    def proven_destination(self) -> SocketAddress:
+        """The last address from which the peer has answered."""
+        return self._proven_destination
 
     def claim(self, connection_id: bytes) -> None:
         """Receive what is sent to this connection id."""
@@ -121,7 +149,13 @@ class Channel:
             quic.uncount(sum(map(len, datagrams)))
         if quic.expires_at != expires_at:
             self._heard(now)
-            if elsewhere and quic.newest_received > newest:
+            if not elsewhere:
+                self._heard_there = True
+                if self._destination != self._proven_destination and now >= self._challenge_at:
+                    # It is there, and goes on without an answer of ours: faster than any timer if some get lost.
+                    self._challenge_at = now + CHALLENGE_GAP_S
+                    quic.repeat_challenge()
+            elif quic.newest_received > newest:
                 self._follow(source, sum(map(len, datagrams)), now)
 
     def process(self) -> None:
@@ -151,23 +185,73 @@ class Channel:
             self._fail("handling an event")
 
     def _follow(self, source: SocketAddress, received_bytes: int, now: float) -> None:
+        if self._redirect is not None:
+            return  # the peer's packets go on coming from the old place until it has seen ours from the new one
         if source == self._proven_destination:
-            self._destination = source
-            self.quic.end_validation()
+            self._return()
         elif now >= self._next_move_at:
             self._next_move_at = now + MOVE_GAP_S
+            self._challenge_at = now + CHALLENGE_GAP_S
             self._destination = source
             self.quic.begin_validation(received_bytes)
+            self._left()
+
+    def _return(self) -> None:
+        self._destination = self._proven_destination
+        self.quic.end_validation()
+        self._returned()
 
     def _check_path(self) -> None:
         if self._destination == self._proven_destination:
             return
         if self.quic.path_failed:
             self.quic.path_failed = False
-            self._destination = self._proven_destination
+            if self._redirect is None:
+                self._return()
+            else:
+                self.quic.challenge_again()  # how long to try is decided by go_on_at
         elif self.quic.is_path_valid:
-            self._proven_destination = self._destination
-            self._moved()
+            if self._redirect is not None and not self._heard_there:
+                # The answer came the old way: the peer has not followed yet, and would draw us back.
+                self.quic.challenge_again()
+                return
+            before, self._proven_destination = self._proven_destination, self._destination
+            self._moved(before)
+            self._settle(True)
+
+    def _settle(self, answered: bool) -> None:
+        if self._redirect is not None and not self._redirect.done():
+            self._redirect.set_result(answered)
+
+    async def go_on_at(self, target: SocketAddress) -> bool:
+        """Send to `target` from now on. False when nothing has answered there within REDIRECT_S, or the connection is
+        over, or is being redirected already: then all is as before."""
+        if self._ended or self._redirect is not None or not self.quic.is_confirmed:
+            return False
+        if target == self._proven_destination:
+            if target != self._destination:
+                self._return()
+            return True
+        answered: asyncio.Future[bool] = self.loop.create_future()
+        self._redirect, self._destination, self._heard_there = answered, target, False
+        self._left()
+        self.quic.begin_validation(REDIRECT_BYTES)
+        gap_s, deadline = REDIRECT_FIRST_GAP_S, monotonic() + REDIRECT_S
+        try:
+            while not answered.done() and (left_s := deadline - monotonic()) > 0:
+                self.quic.probe()
+                self.flush()
+                await asyncio.wait([answered], timeout=min(gap_s, left_s))
+                gap_s *= REDIRECT_GAP_GROWTH
+                if not answered.done():
+                    self.quic.challenge_again(FIRST_DATAGRAM_BYTES)
+        finally:
+            self._redirect = None
+            if not self._ended and self._destination != self._proven_destination:
+                self.quic.path_failed = False
+                self._return()
+                self.flush_soon()
+        return answered.done() and answered.result()
 
     # --- sending ---------------------------------------------------------------------------------------------
 
@@ -273,6 +357,7 @@ class Channel:
             if handle is not None:
                 handle.cancel()
         self._timer = self._turn = None
+        self._settle(False)
         # For a while late packets are answered with the same goodbye, as the first may be lost (RFC 9000, 10.2).
         self.loop.call_later(max(LINGER_LEAST_S, 3 * self.quic.smoothed_rtt_s), self._disappear)
         self._over(code, reason)

@@ -94,6 +94,15 @@ class MeshCongestionControl(QuicCongestionControl):
         self._max_datagram_size = datagram_bytes
         self._set_window(max(self.congestion_window, 10 * datagram_bytes))
 
+    def begin_path(self) -> None:
+        """What was learned is about another path (RFC 9000, 9.4)."""
+        self.ssthresh = None
+        self.base_rtt_s, self.queue_s = None, 0.0
+        self._set_window(INITIAL_DATAGRAMS * self._max_datagram_size)
+        self._cut_at = -math.inf
+        self._round_rtt_s, self._floor_rounds, self._growth = math.inf, 0, 0
+        self._acked_packets = self._lost_packets = 0
+
     # --- what aioquic reports ---------------------------------------------------------------------------------------
 
     def on_packet_sent(self, *, packet: QuicSentPacket) -> None:
@@ -236,6 +245,15 @@ def set_datagram_bytes(connection: QuicConnection, datagram_bytes: int) -> None:
         loss._cc.set_datagram_bytes(datagram_bytes)
     elif hasattr(loss._cc, "_max_datagram_size"):
         loss._cc._max_datagram_size = datagram_bytes
+
+
+def begin_path(connection: QuicConnection) -> None:
+    """The connection goes on on a path of another kind: measure its round trip and its rate anew."""
+    loss = connection._loss
+    loss._rtt_initialized = False
+    loss._rtt_min = math.inf
+    if isinstance(loss._cc, MeshCongestionControl):
+        loss._cc.begin_path()
 
 
 def cap_window(connection: QuicConnection, window_bytes: int) -> None:

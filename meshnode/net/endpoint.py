@@ -1,6 +1,7 @@
 """The node on the network: one UDP socket that accepts and dials, and one link to each peer.
 
-Datagrams find their connection by its id, whatever their source. Of two links to the same peer that come up at the
+Datagrams find their connection by its id, whatever their source; those that are not QUIC's, by their first byte
+(RFC 9443): punches, and what relays carry. Of two links to the same peer that come up at the
 same time, both ends keep the one that was dialled by the smaller NodeId; of two with the same dialler the newer one,
 as after a restart. The other is closed after a moment, so that streams already begun can finish.
 """
@@ -15,15 +16,19 @@ from meshnode.errors import PeerUnreachable
 from meshnode.identity import Identity, NodeId
 from meshnode.net import tls
 from meshnode.net.acceptance import Acceptance, Accepted, Challenged, parse_long
-from meshnode.net.address import Address, SocketAddress, for_socket
+from meshnode.net.address import Address, SocketAddress, for_socket, from_socket, is_virtual_name
 from meshnode.net.channel import Channel
+from meshnode.net.detours import HEAD_BYTES, NOT_QUIC_BELOW, RELAYED, Detours, FlowEnd
 from meshnode.net.dialling import race
 from meshnode.net.duplicates import LinkTable
 from meshnode.net.handler import Counters, EndpointOptions, Handler
 from meshnode.net.link import Link
-from meshnode.net.path import candidates
+from meshnode.net.path import candidates, detour_candidates
+from meshnode.net.punching import ANSWER, PUNCH, Puncher
 from meshnode.net.quic import MeshQuic, configuration, connection_type
+from meshnode.net.relay import Flow, Forwarder
 from meshnode.net.selftest import verify_authentication
+from meshnode.net.sides import SideSockets
 from meshnode.net.stream import MeshStream
 from meshnode.net.udp import Traffic, UdpSocket, route_to
 from meshnode.wire.registry import LIMIT_LINKS, Close
@@ -33,6 +38,10 @@ __all__ = ["Counters", "Endpoint", "EndpointOptions", "Handler"]
 TICK_S = 1.0
 GRACE_S = 1.0
 CLOSE_LIMIT_S = 1.0
+LONG_HEADER_FROM = 0x80
+
+Receiver = Channel | Flow | FlowEnd | Puncher
+"""Who takes datagrams that came together from one address."""
 
 
 class Endpoint:
@@ -65,6 +74,9 @@ class Endpoint:
         self._closing = False
         self._ticker: asyncio.TimerHandle | None = None
         self._socket: UdpSocket
+        self._detours = Detours()
+        self.forwarder = Forwarder(self.transmit)
+        self.puncher: Puncher
 
     @classmethod
     async def open(
@@ -82,6 +94,15 @@ class Endpoint:
         endpoint._socket = UdpSocket.open(
             host, port, received=endpoint._received, unreachable=endpoint._unreachable, drained=endpoint._drained
         )
+        sides = SideSockets(
+            endpoint._detours,
+            host=endpoint.address.host,
+            received=endpoint._received,
+            unreachable=endpoint._unreachable,
+            drained=endpoint._drained,
+            traffic=endpoint._socket.traffic,
+        )
+        endpoint.puncher = Puncher(transmit=endpoint.transmit, name_of=endpoint.name_of, sides=sides)
         endpoint._ticker = endpoint._loop.call_later(TICK_S, endpoint._tick)
         return endpoint
 
@@ -102,6 +123,11 @@ class Endpoint:
         """Sums since the start."""
         for name in Traffic.__slots__:
             setattr(self._counters, name, getattr(self._socket.traffic, name))
+        self._counters.flow_hijacks = self._detours.counters.hijacks
+        self._counters.relayed_in, self._counters.relayed_out = (
+            self._detours.counters.relayed_in,
+            self._detours.counters.relayed_out,
+        )
         return self._counters
 
     def link(self, peer: NodeId) -> Link | None:
@@ -145,7 +171,7 @@ class Endpoint:
         return await race(lambda address: self._begin(address, expected), addresses, timeout_s)
 
     def _begin(self, address: Address, expected: NodeId | None) -> Link | None:
-        destination = for_socket(address, self._socket.family)
+        destination = self.name_of(address)
         if destination is None or self._closing:
             return None
         quic = self._type(configuration=self._configurations[True])
@@ -154,11 +180,25 @@ class Endpoint:
         link.flush()
         return link
 
+    def open_flow(self, flow: bytes, relay: Link) -> Address:
+        """The virtual address of the peer at the other end of a flow that `relay` carries.
+
+        It leads there until `close_flow`, or until the link to the relay ends. Raises ValueError for an id that is in
+        use or has not 8 bytes, for a relay that is not reached directly, and for too many flows.
+        """
+        end = self._detours.open_flow(flow, relay, transmit=self.transmit, received=self._received)
+        return from_socket(end.name)
+
+    def close_flow(self, flow: bytes) -> None:
+        """Give up a flow. Links over it lose their way, not their state."""
+        self._detours.close_flow(flow)
+
     async def close(self, code: int = Close.DONE, reason: str = "") -> None:
         """Tell every peer, wait until that is sent (a second at most), and give the port back."""
         if self._closing:
             return
         self._closing = True
+        self.puncher.close()
         if self._ticker is not None:
             self._ticker.cancel()
         for task in list(self._dials.values()):
@@ -169,28 +209,50 @@ class Endpoint:
         await asyncio.sleep(0)
         while self._socket.has_unsent and monotonic() < deadline:
             await asyncio.sleep(0.01)
+        for detour in self._detours:
+            self._detours.remove(detour.name)
         self._socket.close()
 
     # --- datagrams -------------------------------------------------------------------------------------------
 
     def _received(self, datagrams: list[bytes], source: SocketAddress) -> None:
         now = monotonic()
-        channel: Channel | None = None
+        receiver: Receiver | None = None
         run: list[bytes] = []
         for datagram in datagrams:
-            target = self._known(datagram) if datagram[0] < 0x80 else self._find(datagram, source, now)
-            if target is not channel:
-                if channel is not None and run:
-                    self._deliver(channel, run, source, now)
-                channel, run = target, []
+            first = datagram[0]
+            if NOT_QUIC_BELOW <= first < LONG_HEADER_FROM:
+                target: Receiver | None = self._known(datagram)
+            elif first < NOT_QUIC_BELOW:
+                target = self._apart(datagram)
+            else:
+                target = self._find(datagram, source, now)
+            if target is not receiver:
+                if receiver is not None and run:
+                    self._deliver(receiver, run, source, now)
+                receiver, run = target, []
             if target is not None:
                 run.append(datagram)
-        if channel is not None and run:
-            self._deliver(channel, run, source, now)
+        if receiver is not None and run:
+            self._deliver(receiver, run, source, now)
 
-    def _deliver(self, channel: Channel, run: list[bytes], source: SocketAddress, now: float) -> None:
-        channel.receive(run, source, now)
-        self._touched[channel] = None
+    def _deliver(self, receiver: Receiver, run: list[bytes], source: SocketAddress, now: float) -> None:
+        receiver.receive(run, source, now)
+        if isinstance(receiver, Channel):
+            self._touched[receiver] = None
+
+    def _apart(self, datagram: bytes) -> Receiver | None:
+        """Who takes a datagram that is not QUIC's."""
+        kind = datagram[0]
+        if kind == RELAYED:
+            flow = datagram[1:HEAD_BYTES]
+            carried = self.forwarder.get(flow) or self._detours.flow(flow)
+            self.forwarder.counters.unknown += carried is None
+            return carried
+        if kind in (PUNCH, ANSWER):
+            return self.puncher
+        self._counters.junk += 1
+        return None
 
     def _drained(self) -> None:
         touched, self._touched = self._touched, {}
@@ -241,9 +303,12 @@ class Endpoint:
 
     def _unreachable(self, destination: SocketAddress) -> None:
         self._counters.unreachable_hints += 1
-        for link in [*self._unfinished, *(link for links in self._links.values() for link in links)]:
+        for link in self._all_links():
             if link.destination[:2] == destination[:2]:
                 link.unreachable()
+
+    def _all_links(self) -> list[Link]:
+        return [*self._unfinished, *(link for links in self._links.values() for link in links)]
 
     def _tick(self) -> None:
         now = monotonic()
@@ -256,6 +321,8 @@ class Endpoint:
             for link in list(links):
                 link.tick(now)
                 link.limit_window(buffer_bytes)
+        self.forwarder.tick(now)
+        self.puncher.tick(now, {name for link in self._all_links() for name in link.destinations})
 
     # --- what links need -------------------------------------------------------------------------------------
 
@@ -266,7 +333,15 @@ class Endpoint:
 
     def transmit(self, datagrams: Sequence[bytes], destination: SocketAddress) -> None:
         """Send datagrams."""
-        self._socket.send(datagrams, destination)
+        if is_virtual_name(destination):
+            self._detours.send(datagrams, destination)
+        else:
+            self._socket.send(datagrams, destination)
+
+    def name_of(self, address: Address) -> SocketAddress | None:
+        """The address as the socket names it; None where it cannot be reached from here."""
+        name = for_socket(address, self._socket.family)
+        return None if name is None or (is_virtual_name(name) and self._detours.get(name) is None) else name
 
     def read(self) -> None:
         """Take in what has arrived at the socket."""
@@ -283,7 +358,11 @@ class Endpoint:
 
     def sizes(self, link: Link) -> Iterable[int]:
         """Datagram sizes worth a try on the path of a link."""
-        return candidates(route_to(link.address), link.address, self._options.most_datagram_bytes)
+        detour = self._detours.get(link.destination)
+        if detour is None:
+            return candidates(route_to(link.address), link.address, self._options.most_datagram_bytes)
+        real, most_bytes = detour.real, self._options.most_datagram_bytes
+        return detour_candidates(route_to(real), real, detour.overhead_bytes, most_bytes)
 
     def established(self, link: Link) -> None:
         """The keys of a link are proven."""
@@ -313,6 +392,10 @@ class Endpoint:
         """A link has ended, whether or not it was ever up."""
         if self._unfinished.pop(link, None) is not None and not link.dialled:
             self._counters.handshakes_failed += 1
+        self.forwarder.lost(link)
+        for end in self._detours.flows_over(link):
+            self.close_flow(end.flow)
+            self._unreachable(end.name)
         kept_before = self.link(link.peer)
         self._links.remove(link)
         kept = self.link(link.peer)

@@ -45,6 +45,9 @@ class Counters:
     streams_refused: int = 0
     moves: int = 0
     unreachable_hints: int = 0
+    relayed_in: int = 0
+    relayed_out: int = 0
+    flow_hijacks: int = 0
 
 
 class Handler(Protocol):

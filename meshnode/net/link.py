@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from time import monotonic
-from typing import Protocol
+from typing import Literal, Protocol
 
 from aioquic.quic.events import (
     DatagramFrameReceived,
@@ -25,14 +25,15 @@ from aioquic.quic.events import (
 from meshnode.errors import NetworkError, PeerRefused, PeerUnreachable, WrongPeer
 from meshnode.identity import NodeId, short
 from meshnode.net import congestion
-from meshnode.net.address import SocketAddress
+from meshnode.net.address import Address, SocketAddress
 from meshnode.net.channel import Carrier, Channel
 from meshnode.net.credit import CONNECTION_MOST_BYTES
+from meshnode.net.detours import is_relayed
 from meshnode.net.liveness import IDLE_QUIET_S, QUIET_S
 from meshnode.net.multiplexer import Multiplexer
-from meshnode.net.path import SizeSearch
 from meshnode.net.quic import MeshQuic
 from meshnode.net.rtt import ShortestRoundTrip
+from meshnode.net.sizing import Sizing
 from meshnode.net.stream import LinkLost, MeshStream
 from meshnode.net.watch import Watch
 from meshnode.wire.registry import CLOSE_TEXTS, Close
@@ -74,6 +75,9 @@ class Owner(Carrier, Protocol):
 
     def silence(self, link: Link, silent: bool) -> None:
         """Nothing is heard of the peer any more, or something again."""
+
+    def name_of(self, address: Address) -> SocketAddress | None:
+        """The address as the socket names it; None where it cannot be reached from here."""
 
     def sizes(self, link: Link) -> Iterable[int]:
         """Datagram sizes worth a try on the path of the link."""
@@ -117,7 +121,7 @@ class Link(Channel):
         self._echoes: dict[int, tuple[float, asyncio.Future[float] | None]] = {}
         self._echo_count = 0
         self._echoed_at = now
-        self._sizes = SizeSearch(())
+        self._sizing = Sizing(self.loop, quic, sizes=lambda: owner.sizes(self), send=self._send_probe)
         self._asked_to_watch = False
         self._watch = Watch(
             self.loop,
@@ -142,6 +146,16 @@ class Link(Channel):
     def silent(self) -> bool:
         """Whether nothing is heard of the peer although it was probed."""
         return self._watch.silent
+
+    @property
+    def destinations(self) -> tuple[SocketAddress, SocketAddress]:
+        """Where datagrams go, and where they would go again if nothing answers there."""
+        return self.destination, self.proven_destination
+
+    @property
+    def path(self) -> Literal["direct", "relayed"]:
+        """How the peer has last been reached."""
+        return "relayed" if is_relayed(self.proven_destination) else "direct"
 
     @property
     def rtt_s(self) -> float | None:
@@ -193,6 +207,15 @@ class Link(Channel):
                 self._echoes.pop(number, None)
         raise PeerUnreachable(short(self.peer))
 
+    async def redirect(self, address: Address) -> bool:
+        """Go on at another address of the same peer, real or virtual; the peer follows by itself.
+
+        No stream notices, whatever is under way. False when nothing has answered there after a second or so: the link
+        is where it was then. Only one redirection at a time.
+        """
+        target = self._owner.name_of(address)
+        return self.alive and target is not None and await self.go_on_at(target)
+
     def watch(self, on: bool) -> None:
         """Watch the liveness of the peer even while no stream is open, though less closely than while one is."""
         self._asked_to_watch = on
@@ -231,14 +254,13 @@ class Link(Channel):
         if self._up or self.has_ended:
             return
         self._up = True
-        self.opened_at = now = monotonic()
-        self._sizes = SizeSearch(self._owner.sizes(self))
+        self.opened_at = monotonic()
         self._owner.established(self)
         if not self.ready.done():
             self.ready.set_result(self)
         if self.alive:
             self._ask()
-            self._probe_size(now)
+            self._sizing.begin()
 
     def announce(self) -> None:
         """Let the handler know of the link, once."""
@@ -248,6 +270,7 @@ class Link(Channel):
 
     def _over(self, code: int, reason: str) -> None:
         self._watch.stop()
+        self._sizing.stop()
         if not self.ready.done():
             self.ready.set_result(self._why(code, reason))
         self._streams.break_all(f"the connection to {short(self.peer)} is lost: {reason or hex(code)}", code)
@@ -316,7 +339,12 @@ class Link(Channel):
                 each: entry for each, entry in self._echoes.items() if now - entry[0] < 4 * self._keepalive_s
             }
             self._ask()
-        self._probe_size(now)
+        self._sizing.probe(now)
+
+    def ask_soon(self) -> None:
+        """Have the peer hear from this end, and so from where it is."""
+        if self.alive:
+            self._ask()
 
     def _ask(self, answer: asyncio.Future[float] | None = None) -> int:
         self._echo_count += 1
@@ -342,33 +370,26 @@ class Link(Channel):
         near = self.quic.nearest_rtt_s < NEAR_S
         congestion.cap_window(self.quic, buffer_bytes // 2 if near else CONNECTION_MOST_BYTES)
 
-    def _probe_size(self, now: float) -> None:
-        size = self._sizes.next_probe(now)
-        if size is None:
-            return
-        search = self._sizes
-
-        def arrived(yes: bool) -> None:
-            if search.resolve(size, yes):
-                self.quic.set_datagram_bytes(search.size)
-            if search is self._sizes and not self.has_ended:
-                self.loop.call_soon(self._probe_size, now)
-
-        probe = self.quic.size_probe(size, now, arrived)
+    def _send_probe(self, probe: list[bytes]) -> None:
         self._carrier.transmit(probe, self._destination)
         self._arm()
 
     def _timed_out(self, now: float) -> None:
-        if self._sizes.timed_out(self.quic.lost_probes, now):
-            self.quic.set_datagram_bytes(self._sizes.size)
+        self._sizing.timed_out(now)
 
-    def _moved(self) -> None:
+    def _left(self) -> None:
+        self._sizing.leave()
+
+    def _returned(self) -> None:
+        self._sizing.come_back()
+
+    def _moved(self, before: SocketAddress) -> None:
         self._owner.moved()
         self._round_trip.forget()
-        self._sizes = SizeSearch(self._owner.sizes(self))
-        self.quic.set_datagram_bytes(self._sizes.size)
+        if before[0] != self.destination[0]:
+            congestion.begin_path(self.quic)
         self._ask()
-        self._probe_size(monotonic())
+        self._sizing.begin()
 
     # --- liveness --------------------------------------------------------------------------------------------
 

@@ -31,6 +31,18 @@ def candidates(route: Route, destination: Address, most_bytes: int = MOST_DATAGR
     return sorted((size for size in sizes if size > FIRST_DATAGRAM_BYTES), reverse=True)
 
 
+def detour_candidates(route: Route, first: Address, overhead_bytes: int, most_bytes: int) -> list[int]:
+    """The same for a way that adds `overhead_bytes`, and of which only the part to `first` is known.
+
+    With an overhead another part follows, as behind a relay, so that nothing larger than Ethernet's size is tried.
+    """
+    if not overhead_bytes:
+        return candidates(route, first, most_bytes)
+    allowed = (route.mtu_bytes or 1500) - UDP_HEADERS_BYTES[first.is_ipv6]
+    size = min(ETHERNET_BYTES, allowed, most_bytes) - overhead_bytes
+    return [size] if size > FIRST_DATAGRAM_BYTES else []
+
+
 class SizeSearch:
     """Which size to probe next, and which one is in use."""
 

@@ -90,6 +90,19 @@ class QuicPath(QuicConnection):
         path.bytes_received, path.bytes_sent = received_bytes, 0
         self.path_failed = False
 
+    def repeat_challenge(self) -> None:
+        """The challenge, or its answer, may be lost. Answers to earlier ones still count."""
+        self._network_paths[0].local_challenge_sent = False
+
+    def challenge_again(self, allowed_bytes: int = 0) -> None:
+        """The same, and begin to wait anew, whatever came of it. A third of what more may be sent there without an
+        answer is `allowed_bytes`."""
+        path = self._network_paths[0]
+        path.is_validated = False
+        path.local_challenge_sent = False
+        path.validation_deadline = None
+        path.bytes_received += allowed_bytes
+
     def uncount(self, received_bytes: int) -> None:
         """So much of what was received came from elsewhere, and allows nothing to be sent on the path."""
         self._network_paths[0].bytes_received -= received_bytes

@@ -62,7 +62,13 @@ class UdpSocket:
     `drained` is called after each turn of reading, when it is time to react to all of it."""
 
     def __init__(
-        self, bound: socket.socket, *, received: Received, unreachable: Unreachable, drained: Callable[[], None]
+        self,
+        bound: socket.socket,
+        *,
+        received: Received,
+        unreachable: Unreachable,
+        drained: Callable[[], None],
+        traffic: Traffic | None = None,
     ) -> None:
         self._socket = bound
         self._received = received
@@ -70,7 +76,7 @@ class UdpSocket:
         self._drained = drained
         self.family = bound.family
         self.address = from_socket(bound.getsockname())
-        self.traffic = Traffic()
+        self.traffic = traffic or Traffic()
         self.segments = self._set(socket.SOL_UDP, _UDP_SEGMENT, 0) if _LINUX else False
         self._joins = self._set(socket.SOL_UDP, _UDP_GRO, 1) if _LINUX else False
         self._tells_errors = False

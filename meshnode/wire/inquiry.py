@@ -13,25 +13,28 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from meshnode.wire.address import Address
-from meshnode.wire.registry import LIMIT_NAME_CHARS, LIMIT_PROSPECT_STATEMENTS, LIMIT_STATEMENT_BYTES
+from meshnode.wire.registry import LIMIT_NAME_CHARS, LIMIT_PROSPECT_STATEMENTS, LIMIT_STATEMENT_BYTES, Role
 from meshnode.wire.schema import MAX_U16, MAX_U32, Bytes, Flag, ListOf, Text, UInt, Where, member
 from meshnode.wire.signed import KEY_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
-    """What do you offer? `mesh` names the mesh that is meant; empty for whichever it is."""
+    """What do you offer? `mesh` names the mesh that is meant, empty for whichever it is; `role` is the one in which the
+    asking node would come.
+    """
 
     version: int = member(0, UInt(MAX_U16))
     mesh: bytes = member(2, Bytes(0, KEY_BYTES, KEY_BYTES), b"")
+    role: int = member(3, UInt(max(Role)), int(Role.MEMBER))
 
 
 @dataclass(frozen=True, slots=True)
 class Prospect:
     """The answer: the mesh, how full it is, and signed statements of nodes worth asking, the answering one's first.
 
-    `open` says that strangers are admitted, `room` that this node would admit one more now. `observed` is where the
-    asking node was seen.
+    `open` says that strangers are admitted, `room` that this node would admit the asking one now. `observed` is where
+    that one was seen.
     """
 
     version: int = member(0, UInt(MAX_U16))

@@ -8,7 +8,11 @@ from typing import Final
 VERSION: Final = 1
 ALPN: Final = "meshnode/1"
 INVITE_PREFIX: Final = "mn1"
+OWNER_PREFIX: Final = "mo1"
 MDNS_SERVICE: Final = "_meshnode._udp.local."
+NOSTR_KIND: Final = 30078
+NOSTR_TOPIC: Final = "meshnode"
+NOSTR_VERSION_TOPIC: Final = "meshnode-v1"
 PORT_API: Final = 9337
 PORT_MESH: Final = 9337
 PORT_CONSOLE: Final = 3131
@@ -177,6 +181,7 @@ class Close(IntEnum):
     ADMISSION_TIMEOUT = 0x118
     BANNED = 0x119
     SUPERSEDED = 0x11A
+    NO_ROOM = 0x11B
     PAIRING_FAILED = 0x120
     PAIRING_CLOSED = 0x121
     INTERNAL = 0x1FF
@@ -253,6 +258,7 @@ CLOSE_TEXTS: Final[dict[int, str]] = {
     0x118: "no proof of membership came in time",
     0x119: "the peer has broken the rules lately",
     0x11A: "this key has been replaced by its owner",
+    0x11B: "there is no room here for one more stranger",
     0x120: "the pairing code is wrong",
     0x121: "pairing is not open",
     0x1FF: "a fault of the node",
@@ -315,4 +321,10 @@ LIMIT_CANDIDATES: Final = 16
 LIMIT_PUBLIC_IDENTITIES_A_PREFIX: Final = 4
 LIMIT_PUBLIC_CERTIFICATE_TTL_S: Final = 1209600
 LIMIT_LISTING_BYTES: Final = 16384
+LIMIT_LISTING_TTL_S: Final = 180
+LIMIT_LISTING_WORK_BITS: Final = 16
+LIMIT_LISTING_ENTRIES: Final = 4
+LIMIT_LISTING_MODELS: Final = 32
+LIMIT_LISTING_WANTED: Final = 16
 LIMIT_OWNER_BYTES: Final = 240
+LIMIT_OWNER_TTL_S: Final = 31536000

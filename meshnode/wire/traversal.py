@@ -6,6 +6,7 @@
                     <----       RelayReserved
                                                    <----    RelayConnect             on a stream of its own
                     <----       RelayFlow, on a stream that the relay opens
+    RelayFlow       ---->       the same again: agreed
                                 RelayFlow          ---->
     RelayEnd        <--->       RelayEnd           <--->    RelayEnd                 whoever ends it says why
 
@@ -55,10 +56,14 @@ class RelayConnect:
 
 @dataclass(frozen=True, slots=True)
 class RelayFlow:
-    """Datagrams with this flow id go to and come from `node`. The flow ends with the stream on which this was sent."""
+    """Datagrams with this flow id go to and come from `node`, which the relay sees at `observed`.
+
+    The flow ends with the stream on which this was sent. The node that is wanted agrees by sending the same back.
+    """
 
     node: bytes = member(0, _Key)
     flow: bytes = member(2, _Flow)
+    observed: Address | None = member(3, Where(), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +106,25 @@ class PunchAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PunchDone:
-    """This end is through with looking; `path` is what it found."""
+    """This end is through with looking; `found` says whether the other one has answered it directly, `path` where."""
 
+    found: bool = member(0, Flag(), False)
     path: Address | None = member(1, Where(), None)
 
 
-TRAVERSAL_MESSAGES: dict[int, type[Any]] = {
+RELAY_MESSAGES: dict[int, type[Any]] = {
     MessageId.RELAY_RESERVE: RelayReserve,
     MessageId.RELAY_RESERVED: RelayReserved,
     MessageId.RELAY_CONNECT: RelayConnect,
     MessageId.RELAY_FLOW: RelayFlow,
     MessageId.RELAY_REFUSED: RelayRefused,
     MessageId.RELAY_END: RelayEnd,
+}
+"""What may come on a `relay` stream."""
+PUNCH_MESSAGES: dict[int, type[Any]] = {
     MessageId.PUNCH_OFFER: PunchOffer,
     MessageId.PUNCH_ANSWER: PunchAnswer,
     MessageId.PUNCH_DONE: PunchDone,
 }
+"""What may come on a `punch` stream."""
+TRAVERSAL_MESSAGES = RELAY_MESSAGES | PUNCH_MESSAGES

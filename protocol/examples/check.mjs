@@ -2,6 +2,7 @@
 import { createHmac, hkdfSync } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as wire from "./decode.mjs";
+import { Dropped, judge } from "./listing.mjs";
 import * as tunnel from "./tunnel.mjs";
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../${name}.json`, import.meta.url)));
@@ -50,6 +51,14 @@ const decoders = {
     const found = wire.certificate(bytes(hex), bytes(mesh), bytes(node), now_s);
     return { role: found.role, may_invite: found.may_invite ?? false, replaced: found.replaced };
   },
+  providers: ({ hex, content_hash }) => {
+    const { key, node, mesh, expires_at, addresses = [], first_layer = 0, layers = 0 } = wire.provider(bytes(hex));
+    if (!wire.modelKey(bytes(content_hash), first_layer, layers).equals(key)) throw new Error("another key");
+    const named = Object.entries({ key, node, mesh }).map(([name, value]) => [name, value.toString("hex")]);
+    const where = addresses.map((each) => each.toString("hex"));
+    return { ...Object.fromEntries(named), expires_at: shown(expires_at), addresses: where, first_layer, layers };
+  },
+  owners: ({ hex, node, now_s }) => ({ owner: wire.owner(bytes(hex), bytes(node), now_s).owner.toString("hex") }),
   pairing: ({ host, guest, exporter, guest_proof, secret, key }) => { // SPAKE2 needs a curve that Node does not give
     const nodes = [host, guest].sort().map(bytes);
     const context = Buffer.concat([Buffer.from("meshnode/1 pair\0"), ...nodes, bytes(exporter)]);
@@ -58,6 +67,13 @@ const decoders = {
     return { key: derived.toString("hex"), host_proof: proof(host), guest_proof: proof(guest) };
   },
   invites: ({ text }) => ({ hex: wire.invite(text).signed.toString("hex") }),
+  listings: ({ event, now_s, reason }) => {
+    const isShown = (text) => new RegExp(text_rule.pattern, "u").test(text);
+    try { return judge(event, now_s, 8, isShown); } catch (error) {
+      if (error instanceof Dropped && error.reason === reason) throw new wire.WireError(error.message);
+      throw error;
+    }
+  },
   "rpc-requests": ({ hex }) => {
     const { found, left } = tunnel.requests(bytes(hex));
     return { requests: found.map(({ command, body }) => ({ command, bytes: 9 + body.length })), left_bytes: left };

@@ -1,5 +1,5 @@
 // A decoder of the meshnode protocol in plain Node, without packages: values, shapes, frames, statements, certificates,
-// invites. It passes protocol/vectors (check.mjs), and is meant to be read beside 02-framing.md and 07-admission.md.
+// owners, invites. It passes protocol/vectors (check.mjs), and is meant to be read beside 02-framing.md and 07-admission.md.
 import { createHash, createPublicKey, verify } from "node:crypto";
 import { readFileSync } from "node:fs";
 
@@ -152,7 +152,8 @@ const signedBy = (key, purpose, signed) => verify(null,
   Buffer.concat([Buffer.from(`meshnode/1 ${purpose}\0`), signed.subarray(64)]),
   createPublicKey({ key: Buffer.concat([SPKI, key]), format: "der", type: "spki" }), signed.subarray(0, 64));
 const open = (rule, signed) => (signed.length > 64 ? conform(rule, decode(signed.subarray(64))) : fail("too short"));
-const STATEMENT = schema("statement"), CERTIFICATE = schema("certificate"), INVITE = schema("invite");
+const STATEMENT = schema("statement"), CERTIFICATE = schema("certificate"), INVITE = schema("invite"),
+  OWNER = schema("owner"), PROVIDER = schema("provider");
 const BODIES = Object.fromEntries(["identity", "dynamic", "demand", "accuse", "leave"].map((name) => {
   const rule = schema(`statement-${name}`);
   return [rule.kind, rule];
@@ -194,6 +195,28 @@ function certificate_above(found, refuse) { // the rights of a signer: 07-admiss
     if (more || found.role !== above.role) refuse("more rights than what it replaces");
   } else if (!above.may_invite || (above.role === 2 && found.role !== 2)) refuse("the signer may not");
   return above;
+}
+
+export function provider(signed) { // who provides a model: 13-dht.md
+  if (signed.length > 600) fail("too long");
+  const found = open(PROVIDER, signed);
+  if (found.first_layer && !found.layers) fail("layers of nothing");
+  return signedBy(found.node, "provider", signed) ? found : fail("forged");
+}
+
+export function modelKey(hash, first, layers) { // where such a record is kept
+  const place = Buffer.alloc(8);
+  place.writeUInt32BE(first, 0);
+  place.writeUInt32BE(layers, 4);
+  return createHash("blake2s256").update("meshnode model\0").update(hash).update(place).digest();
+}
+
+export function owner(signed, node, now) { // whose `node` is: 07-admission.md
+  if (signed.length > 240) fail("too long", "not_admitted");
+  const found = open(OWNER, signed);
+  if (!found.node.equals(node) || found.owner.equals(node)) fail("of another node, or its own", "not_admitted");
+  if (!signedBy(found.owner, "owner", signed)) fail("forged", "not_admitted");
+  return now > found.not_after || now + 60 < found.not_before ? fail("not its time", "certificate_expired") : found;
 }
 
 export function invite(text) {

@@ -12,6 +12,7 @@ from meshnode.api.access import Access
 from meshnode.api.control import Call, Controls, control_app, control_calls
 from meshnode.api.events import Events
 from meshnode.api.metrics import Metrics
+from meshnode.api.radius_control import RadiusControl
 from meshnode.api.served import Served
 from meshnode.errors import ModelNotFound
 from tests.api.raw_http import Reply, ask
@@ -51,6 +52,8 @@ class Console:
             stop=lambda now: self.asked.append(("stop", now)),
             token=TOKEN,
             mesh=FakeMesh(self.asked),
+            public=FakeMesh(self.asked),
+            radius=RadiusControl("trusted"),
             models=self.noting("models"),
             search=self.noting("search"),
             pull=self.noting("pull"),

@@ -13,8 +13,9 @@ from meshnode.api.activity import Activity
 from meshnode.api.app import api_app, gateway_app
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
-from meshnode.api.inference import Inference, Limits, Record
+from meshnode.api.inference import Inference, Limits, Record, trusted_by_default
 from meshnode.api.served import Served
+from meshnode.core.radius import Radius
 from meshnode.core.routing import HostView, Ranked, Wanted
 from tests.api.fake_llama import FakeLlamaServer
 
@@ -110,6 +111,8 @@ async def gateway(
     wrap: Callable[[Any], Any] = lambda app: app,
     router: InOrder | None = None,
     stall_s: float = 10,
+    radius: Callable[[], Radius] = trusted_by_default,
+    pages_may_widen: bool = False,
 ) -> AsyncIterator[Gateway]:
     """The model API in front of `models`."""
     running = Gateway(list(models), Gates(capacity=capacity, timeout_s=timeout_s))
@@ -121,6 +124,8 @@ async def gateway(
         finished=running.finished,
         router=router,  # type: ignore[arg-type]
         activity=running.activity,
+        radius=radius,
+        pages_may_widen=pages_may_widen,
     )
     running.app = gateway_app(
         inference=inference,

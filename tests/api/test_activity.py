@@ -54,12 +54,20 @@ def test_a_request_is_shown_from_when_its_model_is_known_until_it_ends(clock: Cl
 
 
 @pytest.mark.parametrize(
-    ("node", "radius", "where"), [("ab" * 32, "local", "here"), ("ab" * 32, "trusted", "ababababab"), ("", "", "here")]
+    ("node", "here", "radius", "where"),
+    [
+        ("ab" * 32, True, "local", "here"),
+        ("ab" * 32, True, "trusted", "here"),  # with the help of others
+        ("ab" * 32, False, "local", "ababababab"),
+        ("ab" * 32, False, "public", "ababababab"),
+        ("", True, "", "here"),
+    ],
 )
-def test_it_is_said_where_a_request_runs(node: str, radius: str, where: str, clock: Clock) -> None:
+def test_it_is_said_where_a_request_runs(node: str, here: bool, radius: str, where: str, clock: Clock) -> None:
     activity = Activity(clock=clock)
     running = begun(activity)
     running.record.node, running.record.radius, running.record.peer = node, radius, "cd" * 32
+    running.record.here = here
     [shown] = activity.running()
     assert (shown["node"], shown["radius"], shown["where"], shown["peer"]) == (node, radius, where, "cd" * 32)
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -67,11 +68,12 @@ async def test_our_own_host_is_seen_with_its_present_queue() -> None:
     gates = Gates(capacity=1, timeout_s=1)
     found = candidates(host("", here=True, slots=1), host(B, busy=1), gates=gates)
     async with gates.slot("demo", slots=1, caller="x"):
-        assert [(entry.busy, entry.waiting) for entry in found.hosts("demo")] == [(1, 0), (1, 0)]
-    assert [entry.busy for entry in found.hosts("demo")] == [0, 1]
-    own = found.find("demo", host("", here=True))
+        assert [(entry.busy, entry.waiting) for entry in found.hosts(request())] == [(1, 0), (1, 0)]
+    assert [entry.busy for entry in found.hosts(request())] == [0, 1]
+    own = found.find(request(), host("", here=True))
     assert own is not None and own.here
-    assert found.find("demo", host(C)) is None and found.find("none", host(B)) is None
+    assert found.find(request(), host(C)) is None
+    assert found.find(replace(request(), model=Served("none", "ready")), host(B)) is None
 
 
 def test_where_all_are_unfit_the_roomiest_ready_one_words_the_refusal() -> None:
@@ -86,10 +88,63 @@ def test_where_all_are_unfit_the_roomiest_ready_one_words_the_refusal() -> None:
 def test_with_the_real_router_failures_and_conversations_are_remembered() -> None:
     found = candidates(host(A), host(B), router=Router(Random(1)))
     asked = request()
-    chosen = next(entry for entry in found.hosts("demo") if entry.node == B)
+    chosen = next(entry for entry in found.hosts(request()) if entry.node == B)
     with found.trying(asked, chosen):
         found.failed(asked, chosen)
     assert order(found, asked)[0] == A
     with found.trying(asked, chosen):
         found.succeeded(asked, chosen)
     assert order(found, asked)[0] == B
+
+
+# --- the radius -----------------------------------------------------------------------------------------------------
+
+NEAR_AND_FAR = (host(C, radius="public"), host(B, radius="trusted"), host(A, radius="local"))
+
+
+@pytest.mark.parametrize(("radius", "seen"), [("local", [A]), ("trusted", [A, B]), ("public", [A, B, C])])
+@pytest.mark.parametrize("router", [InOrder(), None], ids=["any router", "the real one"])
+def test_hosts_beyond_the_radius_are_never_seen(radius: str, seen: list[str], router: object) -> None:
+    """Whatever the router would say of them."""
+    found = candidates(*NEAR_AND_FAR, router=router)
+    asked = replace(request(), radius=radius)  # type: ignore[arg-type]
+    assert order(found, asked) == seen
+    assert sorted(entry.node for entry in found.hosts(asked)) == sorted(seen)
+    assert [entry.node for entry in NEAR_AND_FAR if found.find(asked, entry)] == seen[::-1]
+    assert order(found, asked, without={A}) == seen[1:]
+
+
+def test_without_a_word_a_stranger_is_no_candidate_even_as_the_only_one() -> None:
+    found = candidates(host(C, radius="public", content_hash="w"))
+    assert order(found) == order(found, content_hash="w") == []
+    refusal = found.refusal(request())
+    assert refusal is not None and "1 public node serves demo" in refusal.message
+    assert found.refusal(replace(request(), radius="public")) is None
+    assert candidates().refusal(request()) is None
+
+
+def test_a_node_that_is_known_in_two_ways_is_asked_in_the_nearer_one() -> None:
+    far, near = host(B, radius="public", slots=9), host(B, radius="trusted", slots=1)
+    for hosts in ((far, near), (near, far)):
+        [found] = candidates(*hosts).order(replace(request(), radius="public"))
+        assert (found.radius, found.slots) == ("trusted", 1)
+
+
+def test_a_host_that_is_trusted_no_more_is_gone_for_the_request() -> None:
+    """Between its choice and the moment in which something is sent there."""
+    hosts = [host(B, radius="trusted")]
+    models = [Served("demo", "ready", hosts=tuple(hosts))]
+    found = Candidates(lambda: models, Gates(capacity=1, timeout_s=1))
+    [chosen] = found.order(request())
+    assert found.find(request(), chosen) is not None
+    models[0] = Served("demo", "ready", hosts=(host(B, radius="public"),))
+    assert found.find(request(), chosen) is None
+
+
+def test_where_none_is_fit_a_nearer_one_words_the_refusal() -> None:
+    class Nobody(InOrder):
+        def rank(self, wanted, hosts, now):  # type: ignore[no-untyped-def]
+            return []
+
+    hosts = [host(A, radius="public", context_length=9999), host(B, radius="trusted", context_length=10)]
+    assert order(candidates(*hosts, router=Nobody()), replace(request(), radius="public")) == [B, A]

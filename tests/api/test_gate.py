@@ -4,7 +4,8 @@ import pytest
 
 from meshnode.api.gate import Gates
 from meshnode.core.fair_queue import QueueSnapshot
-from meshnode.errors import TooManyRequests
+from meshnode.core.guests import Stranger
+from meshnode.errors import PublicPaused, StrangerLimit, TooManyRequests
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, Received, endless, plain, streaming
 from tests.api.raw_http import Connection, Reply, ask, request
@@ -17,14 +18,31 @@ class Work:
     """Holds a slot from `begun` until `release`."""
 
     def __init__(
-        self, gates: Gates, order: list[str], name: str, *, caller: str = "", slots: int = 1, ahead: bool = False
+        self,
+        gates: Gates,
+        order: list[str],
+        name: str,
+        *,
+        caller: str = "",
+        slots: int = 1,
+        ahead: bool = False,
+        guest: Stranger | None = None,
     ) -> None:
         self.release = asyncio.Event()
         self.begun = asyncio.Event()
-        self.task = asyncio.create_task(self._run(gates, order, name, caller or name, slots, ahead))
+        self.task = asyncio.create_task(self._run(gates, order, name, caller or name, slots, ahead, guest))
 
-    async def _run(self, gates: Gates, order: list[str], name: str, caller: str, slots: int, ahead: bool) -> None:
-        async with gates.slot("m", slots=slots, caller=caller, ahead=ahead):
+    async def _run(
+        self,
+        gates: Gates,
+        order: list[str],
+        name: str,
+        caller: str,
+        slots: int,
+        ahead: bool,
+        guest: Stranger | None,
+    ) -> None:
+        async with gates.slot("m", slots=slots, caller=caller, ahead=ahead, guest=guest):
             order.append(name)
             self.begun.set()
             await self.release.wait()
@@ -157,6 +175,100 @@ async def test_models_do_not_share_slots_and_are_forgotten_when_nobody_is_there(
     gates.forget("never seen")
     assert gates.snapshot("m") == QueueSnapshot(0, 0, 0)
     assert gates.snapshot("n") == QueueSnapshot(1, 0, 0)
+
+
+# --- strangers ------------------------------------------------------------------------------------------------
+
+
+def guest(gates: Gates, order: list[str], name: str, slots: int = 1, *, ahead: bool = False) -> Work:
+    return Work(gates, order, name, slots=slots, ahead=ahead, guest=Stranger(name[:1].encode(), name[:1]))
+
+
+async def test_strangers_come_after_all_others_however_long_they_have_waited() -> None:
+    gates, order = Gates(capacity=10, timeout_s=5), []
+    gates.serve_guests(slots=4, capacity=10)
+    work = [guest(gates, order, name, ahead=name == "y1") for name in ("x1", "x2", "y1")]
+    await settle()
+    work += [Work(gates, order, name) for name in ("a1", "b1")]
+    work.append(Work(gates, order, "rest", ahead=True))
+    await settle()
+    assert (gates.guests(), gates.snapshot("m")) == (QueueSnapshot(4, 1, 2), QueueSnapshot(1, 1, 3))
+    for item in work:
+        item.release.set()
+    await asyncio.gather(*(item.task for item in work))
+    assert order == ["x1", "rest", "a1", "b1", "x2", "y1"]
+    assert (gates.guests(), gates.snapshot("m")) == (QueueSnapshot(4, 0, 0), QueueSnapshot(1, 0, 0))
+
+
+async def test_a_stranger_leaves_without_a_trace_whether_waiting_running_or_just_admitted() -> None:
+    gates, order = Gates(capacity=10, timeout_s=5), []
+    gates.serve_guests(slots=1, capacity=10)
+    first, second, third, fourth = (guest(gates, order, name) for name in "abcd")
+    await settle()
+    second.task.cancel()
+    await settle()
+    assert gates.guests() == QueueSnapshot(1, 1, 2)
+    # In one step: `first` ends, which admits `third`, and `third` is cancelled before it runs.
+    first.release.set()
+    await asyncio.sleep(0)
+    third.task.cancel()
+    await fourth.begun.wait()
+    fourth.task.cancel()
+    await asyncio.gather(*(work.task for work in (first, second, third, fourth)), return_exceptions=True)
+    assert (gates.guests(), gates.snapshot("m")) == (QueueSnapshot(1, 0, 0), QueueSnapshot(1, 0, 0))
+    gates.forget("m")
+    assert gates.snapshot("m") == QueueSnapshot(0, 0, 0)
+
+
+async def test_strangers_that_wait_are_sent_away_with_the_reason_and_the_others_stay() -> None:
+    gates, order = Gates(capacity=10, timeout_s=5), []
+    gates.serve_guests(slots=1, capacity=10)
+    runs, waits = guest(gates, order, "a"), guest(gates, order, "b")
+    await settle()
+    gone = guest(gates, order, "c")
+    await settle()
+    gone.task.cancel()  # and dismissed in the same moment
+    gates.dismiss_guests(PublicPaused("now"))
+    with pytest.raises(PublicPaused, match="now"):
+        await waits.task
+    assert gates.guests() == QueueSnapshot(1, 1, 0)
+    runs.release.set()
+    await asyncio.wait({runs.task, gone.task})
+    assert (gates.guests(), gates.snapshot("m")) == (QueueSnapshot(1, 0, 0), QueueSnapshot(1, 0, 0))
+
+
+async def test_strangers_wait_in_a_line_of_their_own_that_is_bounded() -> None:
+    gates, order = Gates(capacity=0, timeout_s=0.05), []
+    with pytest.raises(StrangerLimit, match="as many strangers"):
+        await guest(gates, order, "a").task  # until it is said otherwise, nobody is served
+    gates.serve_guests(slots=1, capacity=1)
+    runs, waits = guest(gates, order, "a"), guest(gates, order, "b")
+    await settle()
+    gates.forget("m")
+    with pytest.raises(StrangerLimit):
+        await guest(gates, order, "c").task
+    with pytest.raises(StrangerLimit, match="no slot came free"):
+        await waits.task
+    runs.release.set()
+    await runs.task
+    assert gates.guests() == QueueSnapshot(1, 0, 0)
+
+
+async def test_more_slots_let_strangers_in() -> None:
+    gates, order = Gates(capacity=9, timeout_s=5), []
+    gates.serve_guests(slots=1, capacity=9)
+    work = [guest(gates, order, name, slots=4) for name in "abcd"]
+    await settle()
+    assert order == ["a"]
+    gates.serve_guests(slots=9, capacity=9)
+    await settle()
+    assert order == ["a", "b", "c"]  # the last slot is for those who are nearer
+    work.append(Work(gates, order, "own", slots=6))
+    await settle()
+    assert sorted(order) == ["a", "b", "c", "d", "own"]
+    for item in work:
+        item.release.set()
+    await asyncio.gather(*(item.task for item in work))
 
 
 # --- in front of an engine -------------------------------------------------------------------------------------

@@ -70,3 +70,14 @@ def test_auto_means_a_model_that_can_take_the_request() -> None:
     models.remove(small)
     models.append(Served("dumb", "ready", size_bytes=50, hosts=(Host("e" * 64, capabilities=("completion", "chat")),)))
     assert chosen(tools=[{}]) == "tools" and chosen() == "dumb"
+
+
+def test_auto_does_not_look_beyond_the_radius() -> None:
+    near = Served("near", "ready", size_bytes=1, hosts=(Host("a" * 64, radius="trusted"),))
+    far = Served("far", "ready", size_bytes=99, hosts=(Host("b" * 64, radius="public"),))
+    own = Served("own", "ready", size_bytes=2, hosts=(Host(here=True),))
+    values = {"members": {}, "endpoint": CHAT, "body_bytes": 10}
+    assert choose_served([far, near, own], **values).id == "own"
+    assert choose_served([far, near], **values).id == "near"
+    assert choose_served([far, near, own], **values, radius="local").id == "own"
+    assert choose_served([far, near], **values, radius="public").id == "near"

@@ -101,6 +101,7 @@ def test_the_listing_tells_where_a_model_runs() -> None:
     model = Served("demo", "ready", slots=2, context_length=100, hosts=(Host("c" * 64, radius="trusted"),))
     assert model.here(_connect, node="a" * 64).as_openai("me")["meshnode"] == {
         "here": True,
+        "radius": "local",
         "hosts": [
             {"node": "a" * 64, "here": True, "radius": "local", "state": "ready", "slots": 2, "context_length": 100},
             {"node": "c" * 64, "here": False, "radius": "trusted", "state": "ready", "slots": 1, "context_length": 0},
@@ -128,3 +129,50 @@ def test_a_restarted_engine_replaces_its_own_entry_only() -> None:
         (True, "", True),
         (False, "", False),
     ]
+
+
+# --- the radius -----------------------------------------------------------------------------------------------------
+
+
+def placed(**radii: str) -> tuple[Host, ...]:
+    return tuple(Host(node * 64, connect=_connect, radius=radius) for node, radius in radii.items())
+
+
+def test_a_request_sees_the_hosts_within_its_radius() -> None:
+    model = Served("demo", "ready", hosts=placed(a="trusted", b="public", c="local"))
+    within = {radius: model.within(radius) for radius in ("local", "trusted", "public")}
+    nodes = {radius: [host.node[0] for host in found.hosts] for radius, found in within.items() if found}
+    assert nodes == {"local": ["c"], "trusted": ["a", "c"], "public": ["a", "b", "c"]}
+    assert within["public"] is model
+    assert Served("demo", "ready", hosts=placed(b="public")).within("trusted") is None
+    assert DEMO.within("local") is DEMO, "one that is being fetched has no host yet"
+
+
+def test_it_is_not_ready_because_a_stranger_is() -> None:
+    far = Host("p" * 64, connect=_connect, radius="public")
+    loading = replace(Served("demo", "loading").here(None), hosts=(*Served("demo", "loading").here(None).hosts, far))
+    assert loading.ready
+    near = loading.within("trusted")
+    assert near is not None and not near.ready and near.state == "loading"
+    remote = Served("demo", "ready", hosts=(replace(far, radius="trusted", state="restarting"), far))
+    near = remote.within("trusted")
+    assert near is not None and (near.state, near.ready) == ("restarting", False)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "near", "needed"),
+    [
+        (placed(a="public", b="trusted"), True, "trusted"),
+        (placed(a="public", b="public"), False, "public"),
+        (placed(a="local", b="trusted"), True, "local"),
+        ((), True, "local"),
+    ],
+)
+def test_the_listing_says_how_far_a_request_must_be_allowed_to_go(
+    hosts: tuple[Host, ...], near: bool, needed: str
+) -> None:
+    model = Served("demo", "ready", hosts=hosts)
+    assert model.near is near
+    listed = model.as_openai("me")["meshnode"]
+    assert isinstance(listed, dict) and listed["radius"] == needed
+    assert [entry["radius"] for entry in listed["hosts"]] == [host.radius for host in hosts]

@@ -19,6 +19,7 @@ class Turns(RuleBasedStateMachine):
         self.number = 0
         self.waiting: dict[int, str] = {}
         self.running: list[int] = []
+        self.guests = 0
         self.gone: set[int] = set()
 
     def admitted(self, tickets: list[int]) -> None:
@@ -51,6 +52,24 @@ class Turns(RuleBasedStateMachine):
         self.gone.add(ticket)
         self.admitted(self.queue.release())
 
+    @rule()
+    def a_stranger_comes(self) -> None:
+        if not self.queue.has_guest_room:
+            with pytest.raises(ValueError, match="without room"):
+                self.queue.admit_guest()
+            return
+        assert not self.waiting and len(self.running) + self.guests < self.queue.slots
+        self.queue.admit_guest()
+        self.guests += 1
+        assert self.guests < self.queue.slots or self.queue.slots == 1  # one slot is left for those who are nearer
+
+    @precondition(lambda self: self.guests)
+    @rule()
+    def a_stranger_leaves(self) -> None:
+        self.queue.guest_left()
+        self.guests -= 1
+        self.admitted(self.queue.release())
+
     @rule(slots=st.integers(0, 4))
     def resize(self, slots: int) -> None:
         self.admitted(self.queue.resize(slots))
@@ -70,12 +89,14 @@ class Turns(RuleBasedStateMachine):
 
     @invariant()
     def counts_agree(self) -> None:
-        assert self.queue.snapshot() == QueueSnapshot(self.queue.slots, len(self.running), len(self.waiting))
+        busy = len(self.running) + self.guests
+        assert self.queue.snapshot() == QueueSnapshot(self.queue.slots, busy, len(self.waiting))
+        assert self.queue.guests == self.guests
         assert len(self.waiting) <= self.queue.capacity
 
     @invariant()
     def nobody_waits_while_a_slot_is_free(self) -> None:
-        assert not self.waiting or len(self.running) >= self.queue.slots
+        assert not self.waiting or len(self.running) + self.guests >= self.queue.slots
 
     @invariant()
     def callers_leave_no_trace(self) -> None:
@@ -133,3 +154,28 @@ def test_more_slots_admit_several_at_once() -> None:
 def test_a_release_too_many_is_our_own_fault() -> None:
     with pytest.raises(ValueError, match="without an admitted ticket"):
         FairQueue(slots=1, capacity=1).release()
+
+
+def test_strangers_get_all_slots_but_one_and_none_while_somebody_waits() -> None:
+    queue: FairQueue[str] = FairQueue(slots=3, capacity=9)
+    queue.admit_guest()
+    queue.admit_guest()
+    assert not queue.has_guest_room  # the last one is for those who are nearer
+    assert queue.offer("own", "1") is True
+    assert queue.offer("own", "2") is False
+    queue.guest_left()
+    assert queue.release() == ["2"]
+    assert not queue.has_guest_room
+    queue.release()
+    assert queue.has_guest_room
+
+
+def test_where_there_is_one_slot_whoever_is_nearer_goes_next() -> None:
+    queue: FairQueue[str] = FairQueue(slots=1, capacity=9)
+    queue.admit_guest()
+    assert queue.offer("own", "1") is False
+    assert not queue.has_guest_room
+    queue.guest_left()
+    assert queue.release() == ["1"]
+    with pytest.raises(ValueError, match="no stranger"):
+        queue.guest_left()

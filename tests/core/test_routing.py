@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshnode.core.radius import RADII, reaches
 from meshnode.core.routing import HostView, Ranked, Router, Wanted, choose_model
 
 # 100 tokens/s to write and 1000 to read: an answer of 256 tokens takes 2.56 s, a prompt of 500 takes 0.5 s.
@@ -94,8 +95,6 @@ def test_a_conversation_leaves_a_host_where_it_would_wait_longer_than_reading_ta
         ([replace(HERE, busy=2), host("a", prompt_tokens_per_s=266.0)], "h"),
         ([host("a", rtt_s=0.2), host("b", rtt_s=0.01)], "b"),
         ([host("a", busy=2), host("b", rtt_s=0.5)], "b"),
-        # Strangers come after everyone who is trusted, however slow those are.
-        ([host("p", radius="public", rtt_s=0.0), host("a", busy=2, waiting=9)], "a"),
     ],
 )
 def test_the_best_host(hosts: list[HostView], best: str) -> None:
@@ -104,8 +103,8 @@ def test_the_best_host(hosts: list[HostView], best: str) -> None:
 
 
 def test_the_rest_follow_by_prediction() -> None:
-    hosts = [host("a", rtt_s=0.4), host("b", rtt_s=0.2), host("p", radius="public"), HERE, host("c", busy=2)]
-    assert rank(*hosts) == "hbacp"
+    hosts = [host("a", rtt_s=0.4), host("b", rtt_s=0.2), HERE, host("c", busy=2)]
+    assert rank(*hosts) == "hbac"
 
 
 def test_here_does_not_flap_while_another_is_about_as_fast() -> None:
@@ -187,6 +186,95 @@ def test_when_the_prompt_seems_too_long_for_all_the_roomiest_decides() -> None:
     assert rank(host("a", context_length=2048), host("b"), host("c", context_length=4096), wanted=wanted) == "b"
     assert rank(host("a", state="loading"), host("b", state="restarting")) == ""
     assert rank() == ""
+
+
+# --- how far a request may go -----------------------------------------------------------------------------------------
+
+LOCAL, TRUSTED, PUBLIC = (host(node, radius=radius) for node, radius in zip("ltp", RADII, strict=True))
+FAR = replace(WANTED, radius="public")
+
+
+@pytest.mark.parametrize(("radius", "offered"), [("local", "l"), ("trusted", "lt"), ("public", "ltp")])
+def test_near_ones_first_and_none_beyond(radius: Any, offered: str) -> None:
+    ranked = router().rank(replace(WANTED, radius=radius), [PUBLIC, TRUSTED, LOCAL], 0.0)
+    assert order(ranked) == offered
+    reasons = {entry.node: entry.reason for entry in ranked if entry.predicted_s is None}
+    assert set(reasons) == set("ltp") - set(offered)
+    assert all(reason.endswith(f"may go no further than {radius}") for reason in reasons.values())
+
+
+def test_a_request_that_says_nothing_goes_to_no_stranger() -> None:
+    assert rank(PUBLIC) == "" and rank(PUBLIC, TRUSTED) == "t"
+
+
+def test_a_machine_of_the_owner_with_a_free_slot_goes_before_a_faster_friend() -> None:
+    slow = replace(HERE, prompt_tokens_per_s=10.0, radius="local")
+    assert rank(slow, TRUSTED) == "ht"
+    assert rank(replace(slow, busy=1), TRUSTED) == "ht"
+
+
+def test_without_a_free_slot_it_shares_with_friends_by_the_prediction() -> None:
+    assert rank(replace(LOCAL, busy=2), TRUSTED) == "tl"
+    assert rank(replace(LOCAL, busy=2), replace(TRUSTED, busy=2, waiting=9)) == "lt"
+    # one of two has a slot: both come first, in their own order
+    assert rank(replace(LOCAL, busy=2), host("m", rtt_s=4.0, radius="local"), TRUSTED) == "lmt"
+
+
+def test_equals_are_drawn_from_one_radius_only() -> None:
+    busy = [host(node, radius=radius, busy=2) for node, radius in (("a", "local"), ("b", "trusted"), ("c", "public"))]
+    firsts = Counter(rank(*busy, wanted=FAR, by=router(seed))[0] for seed in range(60))
+    assert set(firsts) == {"a"}  # by cost the first; nobody else of its radius to draw from
+
+
+@pytest.mark.parametrize(
+    ("near", "offered"),
+    [
+        # However long the wait and the way: whoever can is asked.
+        ([replace(LOCAL, busy=2, waiting=60_000)], "lp"),
+        ([host("t", radius="trusted", rtt_s=9.0, tokens_per_s=0.1, prompt_tokens_per_s=0.1)], "tp"),
+        # None.
+        ([], "p"),
+        # Not ready, not able.
+        ([replace(LOCAL, state="loading"), replace(TRUSTED, state="failed")], "p"),
+        ([replace(LOCAL, capabilities=("embedding",))], "p"),
+        # Too little context for each: the one that is large enough is further away.
+        ([replace(LOCAL, context_length=512), replace(TRUSTED, context_length=256)], "p"),
+        # Enough for one of them.
+        ([replace(LOCAL, context_length=512), TRUSTED], "tp"),
+    ],
+)
+def test_strangers_come_only_where_the_nearer_ones_cannot(near: list[HostView], offered: str) -> None:
+    wanted = replace(FAR, needs=frozenset({"completion"}))
+    assert rank(PUBLIC, *near, wanted=wanted) == offered
+
+
+def test_strangers_come_before_the_least_bad_of_the_nearer_ones_that_cool_down() -> None:
+    by = router()
+    by.failed("l", "m", 10.0)
+    assert rank(LOCAL, TRUSTED, PUBLIC, wanted=FAR, now=10.1, by=by) == "tpl"
+    by.failed("t", "m", 10.05)
+    assert rank(LOCAL, TRUSTED, PUBLIC, wanted=FAR, now=10.1, by=by) == "pl"
+    by.failed("p", "m", 9.8)  # its pause ends first, and yet a nearer one is tried
+    assert rank(LOCAL, TRUSTED, PUBLIC, wanted=FAR, now=10.1, by=by) == "l"
+    assert rank(LOCAL, TRUSTED, PUBLIC, now=10.1, by=by) == "l"
+
+
+def test_failures_do_not_widen_what_a_request_may_reach() -> None:
+    by = router()
+    for _ in range(20):
+        by.failed("t", "m", 10.0)
+    assert rank(TRUSTED, PUBLIC, now=10.0, by=by) == "t"
+
+
+def test_when_the_prompt_seems_too_long_for_all_a_nearer_one_decides() -> None:
+    wanted = replace(FAR, prompt_tokens=90_000)
+    assert rank(PUBLIC, replace(TRUSTED, context_length=2048), replace(LOCAL, context_length=512), wanted=wanted) == "t"
+    assert rank(PUBLIC, host("q", radius="public", context_length=512), wanted=wanted) == "p"
+
+
+@pytest.mark.parametrize("radius", ["", "PUBLIC", "everyone"])
+def test_a_host_of_no_known_radius_gets_nothing(radius: str) -> None:
+    assert rank(replace(PUBLIC, radius=radius), wanted=FAR) == ""
 
 
 # --- what became of earlier requests --------------------------------------------------------------------------------
@@ -281,23 +369,25 @@ VIEWS = st.builds(
     state=st.sampled_from(["ready", "loading", "restarting", "failed"]),
     radius=st.sampled_from(["local", "trusted", "public"]),
 )
+RADIUS = st.sampled_from(["local", "trusted", "public"])
 FAILURES = st.lists(st.tuples(st.sampled_from("abcdefgh"), st.floats(0, 60)), max_size=8)
 
 
 @settings(max_examples=150)
-@given(st.lists(VIEWS, max_size=8, unique_by=lambda view: view.node), FAILURES, st.integers(0, 10**6))
+@given(st.lists(VIEWS, max_size=8, unique_by=lambda view: view.node), FAILURES, st.integers(0, 10**6), RADIUS)
 def test_whatever_peers_say_each_host_is_listed_once_and_a_ready_one_is_offered(
-    hosts: list[HostView], failures: list[tuple[str, float]], prompt_tokens: int
+    hosts: list[HostView], failures: list[tuple[str, float]], prompt_tokens: int, radius: str
 ) -> None:
     by = router()
     for node, at in sorted(failures, key=lambda entry: entry[1]):
         by.failed(node, "m", at)
-    wanted = Wanted("m", frozenset({"tools"}), prompt_tokens)
+    wanted = Wanted("m", frozenset({"tools"}), prompt_tokens, radius=radius)  # type: ignore[arg-type]
     ranked = by.rank(wanted, hosts, 60.0)
     assert sorted(entry.node for entry in ranked) == sorted(view.node for view in hosts)
     assert all(entry.reason for entry in ranked)
     able = [view for view in hosts if view.state == "ready" and (not view.capabilities or "tools" in view.capabilities)]
-    assert bool(order(ranked)) == bool(able)
+    able = [view for view in able if reaches(radius, view.radius)]
+    assert bool(order(ranked)) == bool(able) and set(order(ranked)) <= {view.node for view in able}
 
 
 def test_ten_hosts_are_ranked_in_well_under_a_millisecond() -> None:
@@ -335,6 +425,7 @@ def model(size: int, **changes: Any) -> list[HostView]:
         ({"small": model(4), "large": model(20, tokens_per_s=None)}, "large"),
         ({"slow": model(4, tokens_per_s=5.0), "slower": model(20, tokens_per_s=1.0)}, "slow"),
         ({"small": model(4), "large": model(20, radius="public")}, "small"),
+        ({"none": [], "far": model(20, radius="public"), "loading": model(1, state="loading")}, "loading"),
         ({"small": model(4), "large": model(20, context_length=400)}, "small"),
         ({"b": model(4), "a": model(4)}, "a"),
         ({"none": [], "small": model(1)}, "small"),
@@ -361,6 +452,19 @@ def test_load_and_distance_do_not_change_the_choice() -> None:
         changes = {"rtt_s": source.random(), "busy": source.randrange(9), "waiting": source.randrange(9)}
         chosen.add(choose_model({"a": model(4, **changes), "b": model(8)}, WANTED))
     assert chosen == {"b"}
+
+
+@pytest.mark.parametrize(("radius", "best"), [("local", "own"), ("trusted", "friends"), ("public", "friends")])
+def test_auto_means_a_model_within_the_radius_and_a_strangers_last(radius: Any, best: str) -> None:
+    models = {"own": model(1), "friends": model(20, radius="trusted"), "strangers": model(90, radius="public")}
+    assert choose_model(models, replace(WANTED, radius=radius)) == best
+
+
+def test_auto_means_a_strangers_model_only_where_no_nearer_one_can() -> None:
+    near = {"loading": model(1, state="loading"), "short": model(1, context_length=128)}
+    models = {**near, "strangers": model(90, radius="public")}
+    assert choose_model(models, FAR) == "strangers"
+    assert choose_model(models, WANTED) == "short"
 
 
 def test_no_models_are_our_own_fault() -> None:

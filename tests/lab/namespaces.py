@@ -138,7 +138,7 @@ class Network:
 
     def _remove(self) -> None:
         for name in (*self._hosts, SWITCH):
-            _remove_namespace(self.namespace(name))
+            remove_namespace(self.namespace(name))
 
 
 def remove_abandoned() -> None:
@@ -146,10 +146,11 @@ def remove_abandoned() -> None:
     for path in sorted(MOUNTED.glob(f"{PREFIX}-*")):
         owner = path.name.split("-")[1]
         if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _remove_namespace(path.name)
+            remove_namespace(path.name)
 
 
-def _remove_namespace(name: str) -> None:
+def remove_namespace(name: str) -> None:
+    """Kill what runs there, and remove it; nothing happens if it does not exist."""
     if not (MOUNTED / name).exists():
         return
     listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)

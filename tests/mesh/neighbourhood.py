@@ -48,6 +48,7 @@ class Resident:
         self.requests: list[TunnelRequest] = []
         self.answer: Answer = self.echo
         self.pair: PairStream | None = None
+        self.relay = False
         self.changes = asyncio.Event()
         self._mesh: Mesh | None = None
 
@@ -71,7 +72,7 @@ class Resident:
             vault=self.vault,
             identity=self.identity,
             role=self.role,
-            options=MeshOptions("127.0.0.1", port, self.name, "test"),
+            options=MeshOptions("127.0.0.1", port, self.name, "test", relay=self.relay),
             answer=self._answer,
             admitted=ADMITTED,
             changed=self.changes.set,

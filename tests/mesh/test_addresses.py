@@ -3,7 +3,8 @@ import ipaddress
 import psutil
 import pytest
 
-from meshnode.mesh.addresses import OBSERVERS, Observed, advertised, interface_hosts
+from meshnode.mesh.addresses import MOST_OUTSIDE, OBSERVERS, Observed, advertised, interface_hosts
+from meshnode.net.nat import Observation
 from meshnode.wire.address import Address
 from meshnode.wire.registry import LIMIT_ADDRESSES
 
@@ -41,21 +42,43 @@ def test_what_peers_see_has_its_place_among_many() -> None:
     assert texts(EVERY, ["10.0.0.1"], [Address("10.0.0.1", 5)]) == ["10.0.0.1:5"]
 
 
-def test_two_peers_must_agree_on_what_they_see() -> None:
+def test_what_the_outside_knows_does_not_push_out_the_local_network() -> None:
+    seen = [Address(f"198.51.100.{number}", 7) for number in range(20)]
+    named = texts(EVERY, ["192.168.1.7", "8.8.8.8"], seen)
+    assert named[:2] == ["192.168.1.7:5", "8.8.8.8:5"] and len(named) == 2 + MOST_OUTSIDE
+
+
+A, B = Address("192.0.2.1", 9), Address("192.0.2.2", 9)
+"""Where two peers are."""
+
+
+def test_two_hosts_must_agree_on_what_they_see() -> None:
     observed = Observed()
     here, elsewhere = Address("198.51.100.1", 5), Address("203.0.113.1", 5)
-    observed.note(b"a", here)
-    observed.note(b"a", here)
-    observed.note(b"b", elsewhere)
+    observed.note(b"a", here, A)
+    observed.note(b"a", here, A)
+    observed.note(b"b", elsewhere, B)
     assert observed.agreed() == ()
-    observed.note(b"b", here)
+    observed.note(b"c", here, Address(A.host, 10))
+    assert observed.agreed() == (), "as many identities of one host as it likes have one voice"
+    observed.note(b"b", here, B)
     assert observed.agreed() == (here,)
-    for peer in (b"c", b"d"):
-        observed.note(peer, Address("127.0.0.1", 5))
+    for number, peer in enumerate((b"c", b"d")):
+        observed.note(peer, Address("127.0.0.1", 5), Address(f"127.0.0.{number}", 9))
     assert observed.agreed() == (here,)
     for number in range(OBSERVERS):
-        observed.note(bytes((number,)), Address("127.0.0.1", 5))
+        observed.note(bytes((number,)), Address("127.0.0.1", 5), A)
     assert observed.agreed() == ()
+
+
+def test_what_some_peers_see() -> None:
+    observed = Observed()
+    here, there = Address("198.51.100.1", 5), Address("198.51.100.1", 6)
+    observed.note(b"a", here, A)
+    observed.note(b"b", here, B)
+    observed.note(b"a", there, A)
+    assert observed.of({b"a"}) == [Observation(A, there)]
+    assert observed.of({b"a", b"b", b"c"}) == [Observation(B, here), Observation(A, there)]
 
 
 def test_the_interfaces_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -193,7 +193,7 @@ async def test_news_come_in_bundles(town: Neighbourhood) -> None:
 
     one.mesh._changed = changed
     for _ in range(100):
-        one.mesh._news_came()
+        one.mesh._news.came()
         await asyncio.sleep(0.001)
     assert 1 <= count <= 10
     snapshot = one.mesh.members()

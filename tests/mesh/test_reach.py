@@ -1,9 +1,15 @@
 import asyncio
+import gc
+from collections.abc import Sequence
 from time import monotonic
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from meshnode.errors import PeerRefused, PeerUnreachable, WrongPeer
+from meshnode.mesh.reach import Reach
+from meshnode.net.link import Link
 from meshnode.wire.address import Address
 from meshnode.wire.registry import Close, Role
 from tests.mesh.neighbourhood import Neighbourhood
@@ -140,3 +146,130 @@ async def test_candidates_are_those_without_a_session(town: Neighbourhood) -> No
     await two.stop()
     await one.until(lambda: one.mesh._reach.candidates() == [two.id])
     assert one.mesh.state == "joined"
+
+
+# --- ways beside the addresses ----------------------------------------------------------------------------------------
+
+
+class Relays:
+    """Knows a way through somebody else, which takes as long as the test wants."""
+
+    def __init__(self, head_start_s: float | None, link: Link | None) -> None:
+        self.wait_s = head_start_s
+        self.link = link
+        self.asked = 0
+
+    def head_start_s(self, node: bytes, addresses: Sequence[Address]) -> float | None:
+        return self.wait_s
+
+    async def reach(self, node: bytes) -> Link:
+        self.asked += 1
+        if self.link is None:
+            raise PeerUnreachable("through a relay")
+        return self.link
+
+
+async def apart(town: Neighbourhood) -> tuple[Reach, bytes, Link]:
+    """How one node reaches another one that it is not linked with, and a link that is there all the same."""
+    one, two = await town.members(2)
+    peer = one.mesh._sessions.get(two.id)
+    assert peer is not None
+    del one.mesh._sessions._peers[two.id]
+    one.mesh._sessions.session_on = lambda link: _given(link)  # type: ignore[method-assign, assignment]
+    return one.mesh._reach, two.id, peer.link
+
+
+async def _given(link: Any) -> Any:
+    return link
+
+
+async def _never(*_: object, **__: object) -> Link:
+    return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+async def _unreachable(*_: object, **__: object) -> Link:
+    raise PeerUnreachable("192.0.2.1:9")
+
+
+async def _refused(*_: object, **__: object) -> Link:
+    raise PeerRefused("no", close_code=Close.NOT_ADMITTED)
+
+
+async def _wrong(*_: object, **__: object) -> Link:
+    raise WrongPeer("another", close_code=Close.WRONG_PEER)
+
+
+@pytest.mark.parametrize("dial", [_never, _unreachable, _wrong])
+async def test_a_relay_is_asked_when_nobody_answers(town: Neighbourhood, dial: Any) -> None:
+    reach, node, link = await apart(town)
+    reach.endpoint = SimpleNamespace(dial=dial)  # type: ignore[assignment]
+    reach.relays = relays = Relays(0.02, link)
+    begun = monotonic()
+    assert await reach.session(node) is link  # type: ignore[comparison-overlap]
+    assert relays.asked == 1
+    assert (monotonic() - begun >= 0.02) is (dial is _never), "a failure is not waited for"
+
+
+@pytest.mark.parametrize(("dial", "error"), [(_refused, PeerRefused), (_unreachable, PeerUnreachable)])
+async def test_without_another_way_the_failure_of_the_dial_is_told(
+    town: Neighbourhood, dial: Any, error: type[Exception]
+) -> None:
+    reach, node, link = await apart(town)
+    reach.endpoint = SimpleNamespace(dial=dial)  # type: ignore[assignment]
+    for relays in (Relays(None, link), Relays(0.0, None)):
+        reach.relays = relays
+        with pytest.raises(error):
+            await reach.session(node)
+    assert relays.asked == (dial is _unreachable)
+
+
+async def test_a_peer_that_refuses_is_not_reached_through_a_relay(town: Neighbourhood) -> None:
+    reach, node, link = await apart(town)
+
+    async def dial(*_: object, **__: object) -> Link:
+        await asyncio.sleep(0.01)
+        raise PeerRefused("no", close_code=Close.NOT_ADMITTED)
+
+    reach.endpoint = SimpleNamespace(dial=dial)  # type: ignore[assignment]
+    reach.relays = relays = Relays(1.0, link)
+    with pytest.raises(PeerRefused):
+        await reach.session(node)
+    assert relays.asked == 0
+
+
+async def test_a_direct_link_is_taken_and_the_relay_left_alone(town: Neighbourhood) -> None:
+    reach, node, link = await apart(town)
+    reach.endpoint = SimpleNamespace(dial=lambda *_, **__: _given(link))  # type: ignore[assignment]
+    reach.relays = relays = Relays(0.1, None)
+    assert await reach.session(node) is link  # type: ignore[comparison-overlap]
+    assert relays.asked == 0
+    reach.relays = slow = Relays(0.0, link)
+
+    async def dial(*_: object, **__: object) -> Link:
+        await asyncio.sleep(0)
+        return link
+
+    slow.reach = _never  # type: ignore[method-assign, assignment]
+    reach.endpoint = SimpleNamespace(dial=dial)  # type: ignore[assignment]
+    assert await reach.session(node) is link  # type: ignore[comparison-overlap]
+
+
+async def test_what_comes_at_the_same_moment_is_all_looked_at(town: Neighbourhood) -> None:
+    """A relay that fails while the direct link comes up leaves nothing behind that nobody has heard of."""
+    reach, node, link = await apart(town)
+    both = asyncio.Event()
+
+    async def dial(*_: object, **__: object) -> Link:
+        await both.wait()
+        return link
+
+    async def fail(_: bytes) -> Link:
+        await both.wait()
+        raise PeerUnreachable("through a relay")
+
+    reach.endpoint = SimpleNamespace(dial=dial)  # type: ignore[assignment]
+    reach.relays = relays = Relays(0.0, link)
+    relays.reach = fail  # type: ignore[method-assign]
+    asyncio.get_running_loop().call_later(0.02, both.set)
+    assert await reach.session(node) is link  # type: ignore[comparison-overlap]
+    gc.collect()

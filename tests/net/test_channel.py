@@ -1,18 +1,23 @@
 """The addresses behind a connection: a peer that moves, and somebody who only pretends to."""
 
 import asyncio
+import random
 import socket
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from hashlib import sha256
 from time import monotonic
 
 import pytest
 
-from meshnode.net.address import Address, from_socket
-from meshnode.net.channel import Channel
+from meshnode.net.address import Address, SocketAddress, from_socket
+from meshnode.net.channel import REDIRECT_BYTES, Channel
 from meshnode.net.link import Link
+from meshnode.net.stream import MeshStream
 from meshnode.net.udp import UdpSocket
-from tests.net.nodes import HOST, LIMIT_S, Node, echo, linked, two_nodes, until
+from tests.lab.udp_relay import Faults, UdpRelay
+from tests.net.nodes import HOST, LIMIT_S, Node, echo, linked, read_all, two_nodes, until
+from tests.net.relayed import FLOW, carry, legs, relayed
 
 pytestmark = pytest.mark.anyio
 both = pytest.mark.parametrize("fast", [False, True], ids=["stock", "fast"])
@@ -193,9 +198,191 @@ def test_moves_to_unknown_places_are_rare() -> None:
     channel = Channel.__new__(Channel)
     channel.quic = quiet = Quiet()  # type: ignore[assignment]
     channel._destination = channel._proven_destination = (HOST, 1)
+    channel._redirect = None
     channel._next_move_at = 0.0
     for step in range(100):
         channel._follow((HOST, 100 + step), 50, 10 + step / 1000)
     assert quiet.validations == 1
     channel._follow((HOST, 1), 50, 10.05)
     assert channel.destination == (HOST, 1), "back to a known place at any time"
+
+
+# --- going on elsewhere -------------------------------------------------------------------------------------
+
+
+async def send_all(stream: MeshStream, data: bytes) -> None:
+    for start in range(0, len(data), 1 << 16):
+        stream.write(data[start : start + (1 << 16)])
+        await stream.drain()
+    stream.write_eof()
+
+
+@both
+@pytest.mark.parametrize("mover", ["sender", "receiver"])
+async def test_a_transfer_and_open_streams_go_on_from_relay_to_direct(fast: bool, mover: str) -> None:
+    async with relayed(fast=fast) as it, asyncio.timeout(20):
+        data = random.Random(1).randbytes(12_000_000)
+        idle = it.here.open_stream()
+        idle.write(b"before")
+        far_idle = await it.other.stream()
+        bulk = it.here.open_stream()
+        sending = asyncio.create_task(send_all(bulk, data))
+        far = await it.other.stream()
+        first = await far.read_exactly(2_000_000)
+        if mover == "sender":
+            answered = await it.here.redirect(it.other.address)
+        else:
+            answered = await it.there.redirect(it.one.address)
+        assert answered
+        rest = await read_all(far)
+        await sending
+        assert sha256(first + rest).digest() == sha256(data).digest()
+        await until(lambda: it.here.path == it.there.path == "direct")
+        assert (it.here.address, it.there.address) == (it.other.address, it.one.address)
+        it.one.endpoint.close_flow(FLOW)
+        it.other.endpoint.close_flow(FLOW)
+        it.relay.endpoint.forwarder.close(FLOW)
+        far_idle.write(b"after")
+        assert await far_idle.read_exactly(6) == b"before" and await idle.read_exactly(5) == b"after"
+        await until(lambda: it.here.datagram_bytes == it.there.datagram_bytes == 16384)
+        assert it.one.endpoint.counters.moves == it.other.endpoint.counters.moves == 1
+        assert it.one.recorder.down == it.other.recorder.down == []
+
+
+@both
+async def test_a_transfer_goes_on_from_direct_to_relay(fast: bool) -> None:
+    """The other way round, as when a direct path dies: with large datagrams under way that no relay carries."""
+    async with legs(fast=fast) as (one, other, relay, one_to_relay, other_to_relay), asyncio.timeout(20):
+        link = await one.dial(other)
+        await until(lambda: link.datagram_bytes == 16384)
+        carry(relay, one, other)
+        other.endpoint.open_flow(FLOW, other_to_relay)
+        way = one.endpoint.open_flow(FLOW, one_to_relay)
+        data = random.Random(2).randbytes(8_000_000)
+        sending = asyncio.create_task(send_all(link.open_stream(), data))
+        far = await other.stream()
+        first = await far.read_exactly(1_000_000)
+        assert await link.redirect(way)
+        assert link.path == "relayed" and link.datagram_bytes <= 1443
+        assert first + await read_all(far) == data
+        await sending
+        there = other.endpoint.link(one.node_id)
+        assert there is not None and there.path == "relayed"
+
+
+@both
+async def test_a_way_that_is_dead_is_left_again(fast: bool) -> None:
+    async with linked(fast=fast, most_datagram_bytes=1452) as (one, other, here, there), asyncio.timeout(20):
+        await until(lambda: here.datagram_bytes == 1452)
+        known = here.address
+        stream = here.open_stream()
+        answering = asyncio.create_task(echo(await _opened(stream, other)))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as deaf:
+            deaf.bind((HOST, 0))
+            started = monotonic()
+            moving = asyncio.create_task(here.redirect(from_socket(deaf.getsockname())))
+            await asyncio.sleep(0.1)
+            assert here.address != known and here.datagram_bytes == 1200
+            assert here.proven_destination == (known.host, known.port)
+            assert not await here.redirect(other.address), "one at a time"
+            stream.write(bytes(500_000))
+            assert not await moving
+            assert monotonic() - started < 1.5
+            received = 0
+            deaf.setblocking(False)
+            with suppress(BlockingIOError):
+                while True:
+                    received += len(deaf.recv(65536))
+        assert 0 < received <= 3 * (REDIRECT_BYTES + 6 * 1200), "little goes where nobody has answered"
+        assert here.address == known and here.datagram_bytes == 1452
+        assert len(await stream.read_exactly(500_000)) == 500_000
+        assert here.alive and there.alive and not here.silent and not there.silent
+        assert one.recorder.silences == other.recorder.silences == [], "and nobody was accused"
+        answering.cancel()
+
+
+async def _opened(stream: MeshStream, other: Node) -> MeshStream:
+    stream.write(b"!")
+    far = await other.stream()
+    assert await far.read_exactly(1) == b"!"
+    return far
+
+
+async def test_redirections_that_make_no_sense() -> None:
+    async with linked() as (_, other, here, _there):
+        moves = other.endpoint.counters.moves
+        assert await here.redirect(here.address), "it is there already"
+        assert not await here.redirect(Address("2001:db8::1", 9)), "this socket reaches no IPv6"
+        assert not await here.redirect(Address("100::1", 3)), "no such flow"
+        assert other.endpoint.counters.moves == moves
+        moving = asyncio.create_task(here.redirect(Address(HOST, 9)))
+        await asyncio.sleep(0.02)
+        here.close(0x100)
+        started = monotonic()
+        assert not await moving and monotonic() - started < 0.5, "the end of the link ends it"
+        assert not await here.redirect(other.address)
+
+
+async def test_a_redirection_that_is_cancelled_leaves_the_link_where_it_was() -> None:
+    async with linked() as (_, other, here, _there):
+        moving = asyncio.create_task(here.redirect(Address(HOST, 9)))
+        await asyncio.sleep(0.02)
+        moving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await moving
+        assert here.address == other.address and await here.echo() < 1.0
+
+
+@both
+async def test_a_move_over_a_line_that_loses_a_fifth(fast: bool) -> None:
+    """In both directions, of what goes the new way; and the peer sees another address there, as behind a translator."""
+    async with relayed(fast=fast, most_datagram_bytes=1452) as it, asyncio.timeout(30):
+        for seed in range(4):
+            line = UdpRelay(server=(HOST, it.other.address.port), front=(HOST, 0), seed=seed)
+            with line:
+                line.faults = Faults(loss=0.2, delay_s=0.005)
+                stream = it.here.open_stream()
+                data = random.Random(seed).randbytes(200_000)
+                sending = asyncio.create_task(send_all(stream, data))
+                far = await it.other.stream()
+                assert await it.here.redirect(Address(*line.address))
+                assert await read_all(far) == data
+                await sending
+                assert it.here.path == "direct" and line.clients == 1
+                assert await it.here.redirect(it.way), "and back"
+
+
+async def test_both_ends_may_move_at_the_same_time() -> None:
+    async with relayed() as it:
+        stream = it.here.open_stream()
+        stream.write(bytes(3_000_000))
+        far = await it.other.stream()
+        moved = await asyncio.gather(it.here.redirect(it.other.address), it.there.redirect(it.one.address))
+        assert moved == [True, True]
+        assert len(await far.read_exactly(3_000_000)) == 3_000_000
+        assert it.here.path == it.there.path == "direct"
+
+
+async def test_challenges_are_repeated_while_a_peer_sends_from_a_new_place() -> None:
+    """However long all that goes there is lost, a new one is under way soon after that; but not for every packet."""
+    async with relayed(most_datagram_bytes=1452) as it, asyncio.timeout(10):
+        heals_at = monotonic() + 0.45
+        real = it.other.endpoint.transmit
+
+        def transmit(datagrams: Sequence[bytes], destination: SocketAddress) -> None:
+            if destination[1] != it.one.address.port or monotonic() > heals_at:
+                real(datagrams, destination)
+
+        it.other.endpoint.transmit = transmit  # type: ignore[method-assign]
+        repeated: list[float] = []
+        repeat = it.there.quic.repeat_challenge
+        it.there.quic.repeat_challenge = lambda: (repeated.append(monotonic()), repeat())[1]  # type: ignore
+        stream = it.here.open_stream()
+        moving = asyncio.create_task(it.here.redirect(it.other.address))
+        while it.there.path != "direct":
+            stream.write(b"still here")
+            await asyncio.sleep(0.01)
+        assert monotonic() - heals_at < 0.12 and await moving
+        assert it.other.endpoint.counters.moves == 1
+        assert 4 <= len(repeated) <= 12
+        assert all(later - earlier > 0.045 for earlier, later in zip(repeated, repeated[1:], strict=False))

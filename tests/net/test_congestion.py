@@ -9,6 +9,7 @@ from aioquic.quic.congestion.base import create_congestion_control
 from aioquic.quic.connection import QuicConnection
 
 from meshnode.net.congestion import (
+    INITIAL_DATAGRAMS,
     MeshCongestionControl,
     cap_window,
     pace,
@@ -379,3 +380,14 @@ def test_times_are_finite_from_the_start() -> None:
     control = MeshCongestionControl(max_datagram_size=SIZE)
     control.on_rtt_measurement(now=0.5, rtt=0.1)
     assert math.isfinite(control.queue_limit_s) and control.queue_s == 0.0
+
+
+def test_another_path_is_measured_anew() -> None:
+    control = MeshCongestionControl(max_datagram_size=1200)
+    control.on_rtt_measurement(now=1.0, rtt=0.0002)
+    control.congestion_window, control.ssthresh, control.bytes_in_flight = 4_000_000, 4_000_000, 90_000
+    control.begin_path()
+    assert (control.base_rtt_s, control.queue_s, control.ssthresh) == (None, 0.0, None)
+    assert control.congestion_window == INITIAL_DATAGRAMS * 1200 and control.bytes_in_flight == 90_000
+    control.on_rtt_measurement(now=2.0, rtt=0.06)
+    assert control.base_rtt_s == 0.06, "what is twice as far is no queue"

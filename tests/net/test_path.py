@@ -1,5 +1,5 @@
 from meshnode.net.address import Address
-from meshnode.net.path import AGAIN_S, BLACK_HOLE_TIMEOUTS, SizeSearch, candidates
+from meshnode.net.path import AGAIN_S, BLACK_HOLE_TIMEOUTS, SizeSearch, candidates, detour_candidates
 from meshnode.net.udp import Route
 
 V4, V6 = Address("10.0.0.1", 1), Address("2001:db8::1", 1)
@@ -58,3 +58,13 @@ def test_a_late_answer_about_another_size_changes_nothing() -> None:
     search.next_probe(0.0)
     assert not search.resolve(16384, True)
     assert search.size == 1200
+
+
+def test_sizes_on_a_detour() -> None:
+    here = Route(65536, same_host=True)
+    assert detour_candidates(here, Address("127.0.0.1", 1), 9, 16384) == [1443], "whatever the first part carries"
+    assert detour_candidates(Route(1500, same_host=False), V4, 9, 16384) == [1443]
+    assert detour_candidates(Route(1280, same_host=False), V6, 9, 16384) == [1223]
+    assert detour_candidates(Route(1250, same_host=False), V6, 9, 16384) == []
+    assert detour_candidates(Route(1500, same_host=False), V4, 9, 1300) == [1291]
+    assert detour_candidates(here, V4, 0, 16384) == candidates(here, V4, 16384), "a socket of its own adds nothing"
