@@ -1,8 +1,8 @@
 """All benchmarks of bench/README.md but those of long simulations, or the ones that are named.
 
     python -m bench [--quick]                     all of them; then their results go into bench/README.md
-    python -m bench NAME [NAME ...] [OPTIONS]     startup, console, gateway, transport, traversal, mesh, split,
-                                                  compare_litellm
+    python -m bench NAME [NAME ...] [OPTIONS]     startup, console, gateway, transport, relay, traversal, mesh,
+                                                  split, compare_litellm
 
 Each is a process of its own. Options are those of the named ones, such as --quick, --only PART or --out FOLDER.
 """
@@ -16,7 +16,7 @@ from itertools import takewhile
 
 from bench.machine import ROOT
 
-NAMES = ("startup", "console", "gateway", "transport", "traversal", "mesh", "split", "compare_litellm")
+NAMES = ("startup", "console", "gateway", "transport", "relay", "traversal", "mesh", "split", "compare_litellm")
 
 
 def commands(arguments: Sequence[str]) -> list[list[str]]:

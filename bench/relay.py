@@ -25,8 +25,8 @@ from bench.machine import commit
 from bench.record import Figure, Run
 from bench.relay_ends import (
     DATAGRAM_BYTES,
-    RelayedServer,
     Three,
+    expect,
     no_attack,
     open_relay,
     opener,
@@ -71,10 +71,10 @@ async def in_one_process(effort: Effort) -> tuple[dict[str, Rounds], dict[str, l
     """Server, relay and two clients in this event loop."""
     relay = await open_relay()
     server = await open_ours("fast", DATAGRAM_BYTES, serve_flow)
-    expecting = RelayedServer(server, await reach(server, place_of(relay)))
+    server_to_relay = await reach(server, place_of(relay))
     direct, relayed = [await open_ours("fast", DATAGRAM_BYTES) for _ in WAYS]
     to_relay = await reach(relayed, place_of(relay))
-    expecting.expect(relayed.node_id)
+    expect(server, server_to_relay, relayed.node_id)
     links = {
         "direct": await reach(direct, place_of(server)),
         "relayed": await reach_through(relayed, to_relay, server.node_id),
@@ -122,12 +122,12 @@ async def switching(effort: Effort) -> tuple[list[float], list[float]]:
     """Milliseconds for handshakes over a relay, and for links to go on directly while a transfer runs."""
     relay = await open_relay()
     server = await open_ours("fast", DATAGRAM_BYTES, serve_flow)
-    expecting = RelayedServer(server, await reach(server, place_of(relay)))
+    server_to_relay = await reach(server, place_of(relay))
     handshakes, switches = [], []
     for _ in range(effort["switches"]):
         client = await open_ours("fast", DATAGRAM_BYTES)
         to_relay = await reach(client, place_of(relay))
-        expecting.expect(client.node_id)
+        expect(server, server_to_relay, client.node_id)
         began_at = time.perf_counter()
         link = await reach_through(client, to_relay, server.node_id)
         handshakes.append(1000 * (time.perf_counter() - began_at))

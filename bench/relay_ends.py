@@ -56,18 +56,6 @@ class Relay(Streams):
             self.endpoint.forwarder.open(link.peer[:FLOW_BYTES], self.links[0], link, **quota)
 
 
-class RelayedServer:
-    """A server that is reached through a relay, and directly as well. A message of eight bytes opens a flow."""
-
-    def __init__(self, endpoint: Endpoint, relay: Link) -> None:
-        self._endpoint = endpoint
-        self._relay = relay
-
-    def expect(self, client: NodeId) -> None:
-        """Open this end of the flow of a client."""
-        self._endpoint.open_flow(client[:FLOW_BYTES], self._relay)
-
-
 async def open_relay() -> Endpoint:
     """An endpoint that relays."""
     endpoint = await open_ours("fast", 16384)
@@ -85,6 +73,11 @@ async def reach(endpoint: Endpoint, place: dict[str, Any]) -> Link:
 def place_of(endpoint: Endpoint) -> dict[str, Any]:
     """Where an endpoint is."""
     return {"port": endpoint.address.port, "node": endpoint.node_id.hex()}
+
+
+def expect(server: Endpoint, relay: Link, client: NodeId) -> None:
+    """Open the server's end of the flow of a client."""
+    server.open_flow(client[:FLOW_BYTES], relay)
 
 
 async def reach_through(endpoint: Endpoint, relay: Link, server: NodeId) -> Link:
@@ -132,10 +125,10 @@ async def run_relay(lines: asyncio.StreamReader) -> None:
 async def run_server(lines: asyncio.StreamReader, relay: dict[str, Any]) -> None:
     """Serve until stdin ends; each line of it names a client that will come through the relay."""
     endpoint = await open_ours("fast", DATAGRAM_BYTES, serve_flow)
-    server = RelayedServer(endpoint, await reach(endpoint, relay))
+    to_relay = await reach(endpoint, relay)
     say(**place_of(endpoint))
     while line := await lines.readline():
-        server.expect(NodeId(bytes.fromhex(json.loads(line)["node"])))
+        expect(endpoint, to_relay, NodeId(bytes.fromhex(json.loads(line)["node"])))
         say()
     await endpoint.close()
 

@@ -15,7 +15,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ PARTS = ("pairs", "loss", "relay", "carrier")
 ROUNDS = 8
 LOSS_PERCENT = 20
 RELAYED_BYTES = 64 << 20
+LIVE_PAUSE_S = 0.01
+"""After each 64 KiB of the answer that moves: it goes on long after that."""
 USABLE_S, CONE_S, MIXED_S, LOSS_S, RELAY_MB_S = 0.3, 0.5, 10.0, 3.0, 10.0
 
 
@@ -55,9 +57,11 @@ def rounds(mesh: NatMesh, count: int, types: Sequence[str], loss: int) -> list[M
 def figures_of(meetings: Sequence[Meeting], loss: int) -> list[Figure]:
     """What the rounds amount to. A pair that was not connected counts as such and nowhere else."""
     name = f", {loss} % loss" if loss else ""
-    met = [each for each in meetings if not each.fault]
-    share = 100 * len(met) / len(meetings)
+    share = 100 * sum(not each.fault for each in meetings) / len(meetings)
+    met = [each for each in meetings if each.first and not each.fault]
     found = [Figure(f"pairs connected{name}", share, "%", 100, at_least=True, note=f"of {len(meetings)}")]
+    again = sum(each.tries > 1 for each in met)
+    found.append(Figure(f"asked again before the first answer{name}", 100 * again / max(1, len(met)), "%"))
     usable = [each.usable_s for each in met]
     cone, mixed = ([each for each in met if each.kind == kind] for kind in ("cone", "mixed"))
     found += [
@@ -82,8 +86,9 @@ def figures_of(meetings: Sequence[Meeting], loss: int) -> list[Figure]:
 
 
 def raw_of(meetings: Sequence[Meeting]) -> list[dict[str, Any]]:
-    """Every contact, in short."""
-    return [{key: _short(value) for key, value in asdict(each).items() if value not in (None, "")} for each in meetings]
+    """Every contact, in short: what is as usual is left out."""
+    usual = {field.name: field.default for field in fields(Meeting)}
+    return [{key: _short(value) for key, value in asdict(each).items() if value != usual[key]} for each in meetings]
 
 
 def _short(value: object) -> object:
@@ -104,7 +109,8 @@ def relay(run: Run, mesh: NatMesh, size_bytes: int) -> None:
             note = f"three processes, {size_bytes >> 20} MiB, path {' then '.join(done['paths'])}"
             rate = size_bytes / 1e6 / done["s"]
             run.add(Figure(f"a long answer {name}", rate, "MB/s", limit, at_least=True, note=note))
-        done = cone.ask("download", node=mesh.members["port_restricted"].id, size_bytes=size_bytes)
+        node = mesh.members["port_restricted"].id
+        done = cone.ask("download", node=node, size_bytes=size_bytes, pause_s=LIVE_PAUSE_S)
         note = f"{' then '.join(done['paths'])}, {size_bytes / 1e6 / done['s']:.1f} MB/s"
         whole = 100.0 if done["whole"] else 0.0
         run.add(Figure("a running answer that moves to a direct path", whole, "%", 100, at_least=True, note=note))

@@ -12,6 +12,7 @@ are better. Nothing here joins anything.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
@@ -237,9 +238,12 @@ class _Look:
         self.avoided = 0
         self._answers: dict[bytes, Answered] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._news = asyncio.Event()
 
     def start(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(asyncio.create_task(work))
+        task = asyncio.create_task(work)
+        task.add_done_callback(lambda _: self._news.set())
+        self._tasks.add(task)
 
     def has_answer(self, mesh: bytes) -> bool:
         return mesh in self._answers
@@ -255,8 +259,13 @@ class _Look:
         loop = asyncio.get_running_loop()
         until = loop.time() + LOOK_S
         soon = False
-        while (left := {task for task in self._tasks if not task.done()}) and loop.time() < until:
-            await asyncio.wait(left, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED)
+        while not all(task.done() for task in self._tasks):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(until):
+                    await self._news.wait()
+            self._news.clear()
+            if loop.time() >= until:
+                return
             if not soon and any(not each.refusal for each in self._ranked()):
                 soon, until = True, min(until, loop.time() + BETTER_S)
 

@@ -282,7 +282,7 @@ class Meshing:
 
     async def _publish(self) -> None:
         """Tell the mesh what this node has, when it has changed, but not too often."""
-        told = None
+        told, shown = None, self._trust.certificate
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
@@ -295,6 +295,9 @@ class Meshing:
             if (mesh.entered, has) != told:
                 told = mesh.entered, has
                 mesh.publish(has)
+            if (certificate := self._trust.certificate) != shown:
+                shown = certificate
+                mesh.identify()
             if (wishes := self.demand.to_publish(time.monotonic())) is not None:
                 mesh.publish_demand(wishes)
             await asyncio.sleep(PUBLISH_PAUSE_S + PAUSE_PER_MEMBER_S * len(mesh.members().members))

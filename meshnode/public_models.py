@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,8 @@ from meshnode.public_mesh import PublicMesh
 from meshnode.wire.statements import Dynamic, ModelState, Offer
 
 PUBLISH_PAUSE_S = 0.5
+PAUSE_PER_MEMBER_S = 0.1
+"""News of load are told less often in a larger mesh, so that what a node hears does not grow with it."""
 REFRESH_S = 10.0
 
 
@@ -74,7 +75,7 @@ class PublicModels:
                 public.mesh.publish(has)
                 ready = {offer.content_hash for offer in offers if offer.state == ModelState.READY}
                 public.dht.provide([(digest, 0, 0) for digest in ready if any(digest)])
-                await asyncio.sleep(PUBLISH_PAUSE_S)
+                await asyncio.sleep(PUBLISH_PAUSE_S + PAUSE_PER_MEMBER_S * len(public.mesh.members().members))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(REFRESH_S):
                     await self._news.wait()
@@ -101,19 +102,9 @@ class PublicModels:
             for node, member in members.members.items()
             if node != members.node and node not in private
         }
-        radius = {name: self._its.trust(member.node) for name, member in strangers.items()}
-        return [
-            dataclasses.replace(
-                model,
-                hosts=tuple(
-                    dataclasses.replace(host, radius=radius[host.node])
-                    if host.node in radius and not host.here
-                    else host
-                    for host in model.hosts
-                ),
-            )
-            for model in served_over_mesh(models, strangers.values(), mesh.http)
-        ]
+        return served_over_mesh(
+            models, strangers.values(), mesh.http, radius=lambda member: self._its.trust(member.node)
+        )
 
     def hash_of(self, name: str) -> bytes | None:
         """The content hash of a model that this node or a member offers under a name."""

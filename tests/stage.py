@@ -18,6 +18,7 @@ from meshnode.meshing import Meshing
 from meshnode.pool import Pool
 from meshnode.serving import Serving
 from meshnode.telemetry import ProblemBoard, silent
+from meshnode.trust import Trust
 
 QUIET = Settings(
     bind_host="127.0.0.1",
@@ -99,6 +100,7 @@ class Stage:
             changed=self.pool.mesh_changed,
             handlers=self.pool.handlers,
             has=self.pool.has,
+            trust=Trust(home, self.node),
         )
 
     def serve(self, name: str) -> None:

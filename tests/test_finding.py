@@ -172,6 +172,20 @@ async def test_the_slow_are_not_waited_for_when_there_is_a_way() -> None:
     assert asyncio.get_running_loop().time() - began < 1.0
 
 
+async def test_a_relay_that_never_ends_is_not_waited_for_when_there_is_a_way() -> None:
+    class Endless(Net):
+        async def fetching(self, timeout_s: float = 0.0, **_: Any) -> AsyncIterator[Fetched]:
+            yield self.parts[0]
+            await asyncio.sleep(30)
+
+    net = Endless(fetched(listing("one", 1)))
+    net.meshes = {1: ("one", 0.01, ())}
+    net.slow = {1: 0.05}
+    began = asyncio.get_running_loop().time()
+    assert [way.name for way in (await net.look()).ways] == ["one"]
+    assert asyncio.get_running_loop().time() - began < 1.0
+
+
 async def test_entries_that_a_later_relay_names_are_asked_as_well() -> None:
     first, second = listing("one", 1), listing("one", 2)
     net = Net(fetched(first), fetched(first), fetched(first, second))

@@ -104,6 +104,17 @@ async def test_without_any_relay_the_sentence_names_them(tmp_path: Path) -> None
         assert all("(reason)" not in problem.as_dict()["text"] for problem in a.problems)  # type: ignore[operator]
 
 
+async def test_a_relay_that_never_answers_is_not_waited_for(tmp_path: Path, relay: str) -> None:
+    silent = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
+    stalls = f"ws://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+    async with stranger(tmp_path / "a", (relay,), offer("small"), publish=True) as a:
+        await listed(a)
+        async with stranger(tmp_path / "b", (stalls, relay, NOBODY), auto=True) as b:
+            assert await b.until(lambda: b.state == "joined") < 1.0
+            await b.until(lambda: b.hosts() == {"small": ["public"]})
+    silent.close()
+
+
 async def test_everybody_who_says_one_name_meets(tmp_path: Path, relay: str) -> None:
     async with (
         stranger(tmp_path / "a", (relay,), offer("small"), mesh_name="My Mesh") as a,

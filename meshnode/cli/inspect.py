@@ -40,6 +40,8 @@ def show_status(facts: dict[str, Any]) -> None:
     if facts["engine"]:
         write_line(f"engine   llama.cpp {facts['engine']['version']} ({facts['engine']['backend']})")
     write_line(f"mesh     {mesh_sentence(facts['mesh'])}")
+    if facts["swarm"]:
+        write_line(f"public   {public_sentence(facts['swarm'])}")
     write_line(
         f"requests {requests['finished']} finished, {requests['active']} running, {requests['waiting']} waiting\n"
     )
@@ -58,6 +60,18 @@ def mesh_sentence(mesh: dict[str, Any] | None) -> str:
     company = f"{answering} of {len(peers)} other nodes answer" if peers else "no other node yet"
     reach = f"; reachable at {', '.join(mesh['addresses'])}" if mesh["addresses"] else ""
     return f'"{printable(mesh["name"])}" as {mesh["role"]}; {company}{reach}'
+
+
+def public_sentence(swarm: dict[str, Any]) -> str:
+    """The public mesh as one line: where this node is in it, and what strangers may do here."""
+    parts = [printable(swarm["sentence"])]
+    if swarm["state"] != "failed":
+        answering = sum(peer["state"] == "alive" and peer["reachable"] for peer in swarm["peers"])
+        parts.append(f"{answering} of {len(swarm['peers'])} other nodes answer")
+        if swarm["publishing"]:
+            served = swarm["strangers"]["served"]
+            parts.append("strangers are paused" if swarm["paused"] else f"{served} requests of strangers served")
+    return "; ".join(parts)
 
 
 @click.command()

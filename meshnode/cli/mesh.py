@@ -28,12 +28,16 @@ HOST_DEVICE = "host"
 @click.option("--json", "as_json", is_flag=True, help="print one JSON object")
 @command_errors
 def peers(as_json: bool) -> None:
-    """The other nodes of the mesh: how far away, with which models and how much free memory."""
-    mesh = find_node().call("GET", "/api/status")["mesh"]
+    """The other nodes of your mesh and of the public one: how far away, over which path, with which models."""
+    facts = find_node().call("GET", "/api/status")
+    mesh, swarm = facts["mesh"], facts["swarm"]
+    strangers = swarm["peers"] if swarm and "peers" in swarm else []
     if as_json:
-        shown = ("id", "name", "role", "may_invite", "state", "node")
+        shown = ("id", "name", "role", "may_invite", "state", "node", "nat")
         about = {name: mesh[name] for name in shown} if mesh else None
-        return emit({"mesh": about, "peers": mesh["peers"] if mesh else []})
+        return emit({"mesh": about, "peers": mesh["peers"] if mesh else [], "strangers": strangers})
+    if strangers:
+        return show_peers([*(mesh["peers"] if mesh else []), *strangers])
     if mesh is None:
         return say("this node is in no mesh; meshnode join TOKEN changes that, unless it was started with --solo")
     if not mesh["peers"]:
@@ -50,6 +54,8 @@ def show_peers(peers: list[dict[str, Any]]) -> None:
             peer["short"],
             peer["role"],
             "not answering" if peer["state"] == "alive" and not peer["reachable"] else peer["state"],
+            peer["radius"],
+            peer["path"] or "-",
             _round_trip(peer),
             _free_memory(peer),
             peer["address"] or "-",
@@ -57,7 +63,7 @@ def show_peers(peers: list[dict[str, Any]]) -> None:
         ]
         for peer in sorted(peers, key=_rank)
     ]
-    table(["NAME", "ID", "ROLE", "STATE", "RTT", "FREE MEMORY", "ADDRESS", "MODELS"], rows)
+    table(["NAME", "ID", "ROLE", "STATE", "RADIUS", "PATH", "RTT", "FREE MEMORY", "ADDRESS", "MODELS"], rows)
 
 
 def _rank(peer: dict[str, Any]) -> tuple[int, bool, str, str]:

@@ -38,7 +38,8 @@ def providers(model: str, as_json: bool) -> None:
     """Who in the public mesh offers MODEL: a name, or the hash of its weights. No relay is asked, only nodes."""
     from urllib.parse import quote
 
-    found = find_node().call("GET", f"/api/providers?model={quote(model)}", timeout_s=PROVIDERS_LIMIT_S)
+    name = quote(model, safe="")
+    found = find_node().call("GET", f"/api/providers?model={name}", timeout_s=PROVIDERS_LIMIT_S)
     if as_json:
         return emit(found)
     if found["content_hash"] is None:

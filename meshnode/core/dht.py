@@ -355,10 +355,10 @@ class DhtMachine:
         if running.search is not None:
             self._out.append(Found(running.search, tuple(running.lookup.providers), running.lookup.asked))
         elif running.offered is not None:
-            self._publish(running.offered, running.lookup, now)
+            self._publish(running.offered, running.lookup.nearest, now)
 
-    def _publish(self, key: bytes, lookup: Lookup, now: float) -> None:
-        """Store the record of an offer at the nodes nearest to its key."""
+    def _publish(self, key: bytes, nearest: list[Answerer], now: float) -> None:
+        """Store the record of an offer at the nodes nearest to its key, and here where this is one of them."""
         offered = self.offers.get(key)
         if offered is None:
             return
@@ -367,7 +367,6 @@ class DhtMachine:
         expires_at = int(now_s + self._options.record_ttl_s)
         provider = offered.record(node=self._node, mesh=self._mesh, addresses=self._addresses, expires_at=expires_at)
         record = write_provider(provider, self._sign)
-        nearest = lookup.nearest
         for each in nearest:
             if each.token:
                 self._ask(each.node, each.addresses, DhtStore(each.token, (record,)), now, offered=key)
@@ -390,6 +389,9 @@ class DhtMachine:
             for contact in self.table.stalest(options.checks, now - options.silent_s):
                 self._ask(contact.node, contact.peer.addresses, DhtFind(node_key(self._node), False, self._hidden), now)
         if self._is_alone():
+            # Clients may ask all the same.
+            for offered in self.offers.due(now, UPKEEP):
+                self._publish(offered.key, [], now)
             return
         if not len(self.table):
             self._refresh_at = min(self._refresh_at, now + options.retry_s)
@@ -419,8 +421,11 @@ class DhtMachine:
         moments = [self._check_at]
         moments += [running.lookup.next_after(now) for running in self._running.values()]
         moments += [question.ends_at for question in self._questions.values()]
-        if not self._is_alone() and sum(running.search is None for running in self._running.values()) < UPKEEP:
-            moments += [self._refresh_at, *([at] if (at := self.offers.next_at()) is not None else [])]
+        if sum(running.search is None for running in self._running.values()) < UPKEEP:
+            if not self._is_alone():
+                moments.append(self._refresh_at)
+            if (offer_at := self.offers.next_at()) is not None:
+                moments.append(offer_at)
         at = min(moments)
         if self._timer_at is None or abs(at - self._timer_at) > 1e-3:
             self._timer_at = at

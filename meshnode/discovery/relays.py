@@ -123,6 +123,8 @@ class Exchange:
             return "down", f"no secure connection: {_shown(reason.reason or reason)}"
         except (WebSocketException, EOFError) as reason:
             return "down", f"is no relay: {_shown(reason)}"
+        except ConnectionRefusedError:
+            return "down", "nobody listens there"
         except (OSError, ImportError, ValueError) as reason:  # of names that are none, and proxies of unknown kinds
             return "down", _shown(getattr(reason, "strerror", None) or reason) or type(reason).__name__
         try:

@@ -15,8 +15,8 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection
+from typing import Any
 
 from meshnode.core.dht import DhtMachine, DhtOptions
 from meshnode.core.dht_events import (
@@ -34,23 +34,21 @@ from meshnode.core.dht_events import (
     Seen,
     TimerFired,
 )
-from meshnode.core.effects import Counted, Member, MembershipSnapshot, SetTimer
+from meshnode.core.effects import Counted, Member, SetTimer
 from meshnode.errors import MeshnodeError
 from meshnode.identity import Identity, verify
 from meshnode.mesh.dht_stream import ANSWERS, QUESTIONS, receive, send
+from meshnode.mesh.dht_ways import InMesh, OverMesh
 from meshnode.mesh.mesh import Mesh
-from meshnode.mesh.upkeep import IDLE_S
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
 from meshnode.wire.address import Address
 from meshnode.wire.dht import DhtFound, DhtPeer, DhtStored, Provider, model_key
-from meshnode.wire.frames import encode_stream_header
 from meshnode.wire.registry import LIMIT_DHT_PEERS, Reset, Role, StreamType
 from meshnode.wire.values import WireError
 
 LOOK_S = 10.0
 """So often the machine hears who is in the mesh, and where this node is."""
-LINGER_S = 30.0
 FIRST_LOOKS_S = 0.5
 FIRST_LOOKS = 20
 ASK_S = 5.0
@@ -59,56 +57,6 @@ WHOLE = (0, 0)
 
 Content = tuple[bytes, int, int]
 """Content hash (16 bytes), first layer, layers; the layers are 0 and 0 for a whole model."""
-
-
-class InMesh(Protocol):
-    """What is needed of the mesh."""
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where this node can be dialled."""
-
-    def members(self) -> MembershipSnapshot:
-        """Who is in the mesh."""
-
-    async def open_stream(
-        self, peer: bytes, kind: StreamType, header: bytes, *, addresses: Sequence[Address] = ()
-    ) -> MeshStream:
-        """A stream to a peer, dialling it, also at these addresses, if there is no link.
-
-        Raises MeshnodeError, OSError.
-        """
-
-
-class OverMesh:
-    """A Mesh as InMesh. A node of the table need not be known to the gossip: it is dialled where the table says."""
-
-    def __init__(self, mesh: Mesh) -> None:
-        self._mesh = mesh
-
-    @property
-    def addresses(self) -> tuple[Address, ...]:
-        """Where this node can be dialled."""
-        return self._mesh.addresses
-
-    def members(self) -> MembershipSnapshot:
-        """Who is in the mesh."""
-        return self._mesh.members()
-
-    async def open_stream(
-        self, peer: bytes, kind: StreamType, header: bytes, *, addresses: Sequence[Address] = ()
-    ) -> MeshStream:
-        """A stream to a peer, its header written. Raises PeerUnreachable, PeerRefused, LinkLost.
-
-        A link that was made for one question does not stay for as long as others do: a lookup needs many.
-        """
-        is_new = self._mesh.address_of(peer) is None
-        found = await self._mesh._reach.session(peer, addresses)
-        if is_new:
-            found.used_at -= IDLE_S - LINGER_S
-        stream = found.link.open_stream()
-        stream.write(encode_stream_header(kind, header))
-        return stream
 
 
 class Dht:

@@ -201,7 +201,7 @@ class DirectPaths:
         if path is not None and (asks or not done.found):
             moved = await link.redirect(path)
         else:
-            moved = done.found and await _moves(link)
+            moved = done.found and await becomes_direct(link, MOVED_S)
         if moved and done.path is not None:
             self._seen(done.path, link)
         return moved
@@ -239,9 +239,9 @@ class DirectPaths:
         return path, done
 
 
-async def _moves(link: Link) -> bool:
-    """Whether the peer moves the link within a moment."""
-    until = monotonic() + MOVED_S
+async def becomes_direct(link: Link, timeout_s: float) -> bool:
+    """Whether a link is moved to a direct path, by either end, within that time."""
+    until = monotonic() + timeout_s
     while link.alive and link.path == "relayed" and monotonic() < until:
         await asyncio.sleep(0.02)
     return link.alive and link.path == "direct"

@@ -117,10 +117,10 @@ class Mesh:
             limits=limits.streams,
         )
         self._favours = Favours(
-            vault, measure=self._measure, send=self._send, renewed=self._identify, counters=counters
+            vault, measure=self._measure, send=self._send, renewed=self.identify, counters=counters
         )
         self._part: Part | None = None
-        self._has: Dynamic | None = None
+        self._has = Dynamic()
         self.entered = 0
         self._background = Background()
         self._news = News(self._say)
@@ -191,10 +191,9 @@ class Mesh:
         )
         self.entered += 1
         self._traversal.begin()
-        self._identify()
+        self._place_changed()
         self._background.start(self._reach.run())
         self._background.start(self._upkeep(self._part).run())
-        self._news.came()
 
     async def join(self, invite: Invite, token: bytes) -> None:
         """Become a member with an invite, and take part. Does nothing in the mesh of the invite.
@@ -341,6 +340,10 @@ class Mesh:
         stream.write(encode_stream_header(kind, header))
         return stream
 
+    async def session(self, peer: bytes, addresses: Sequence[Address] = ()) -> Peer:
+        """The session to a peer, which may be found at further addresses. Raises PeerUnreachable, PeerRefused."""
+        return await self._reach.session(peer, addresses)
+
     async def ping(self, peer: bytes, count: int) -> list[float]:
         """Round trips to a peer in seconds, dialling it if need be. Raises PeerUnreachable, PeerRefused."""
         found = await self._reach.session(peer)
@@ -382,7 +385,8 @@ class Mesh:
     def link_up(self, link: Link) -> None:
         """A link has proven keys."""
         self._reach.linked(link)
-        self._sessions.link_up(link)
+        if not self._traversal.link_up(link):
+            self._sessions.link_up(link)
 
     def link_down(self, link: Link, code: int, reason: str) -> None:
         """A link has ended."""
@@ -451,15 +455,15 @@ class Mesh:
         if peer is not None:
             peer.send(message)
 
-    def _identify(self) -> None:
+    def identify(self) -> None:
+        """State anew who this node is: its certificates or its addresses have changed."""
         identity = self._presence.identity()
         if identity is not None and self._part is not None:
             self._part.identify(identity)
 
     def _place_changed(self) -> None:
-        self._identify()
-        if self._has is not None:
-            self.publish(self._has)
+        self.identify()
+        self.publish(self._has)
         self._news.came()
 
     def _upkeep(self, part: Part) -> Upkeep:
@@ -470,7 +474,7 @@ class Mesh:
             presence=self._presence,
             reach=self._reach,
             favours=self._favours,
-            identify=self._identify,
+            identify=self.identify,
             changed=self._news.came,
             counters=self._counters,
         )

@@ -13,15 +13,18 @@ from time import monotonic
 from meshnode.core.traversal import Retries
 from meshnode.identity import short
 from meshnode.mesh.background import Background
-from meshnode.mesh.direct_paths import DirectPaths
+from meshnode.mesh.direct_paths import DirectPaths, becomes_direct
 from meshnode.mesh.flows import Flow, Flows, RelayFailed
 from meshnode.net.link import Link
 from meshnode.telemetry import LOG
+from meshnode.wire.registry import Close
 
 LOOK_S = 2.0
 BUSY_S = 0.25
 REROUTE_S = 1.0
 """A link is led over another relay no more often than that, however fast relays give it up."""
+TAKE_OVER_S = 0.5
+"""Of two links to a peer the older one is closed after a second."""
 LINGER_S = 5.0
 """So long a flow stays open after its link has moved, in case that the direct path does not last."""
 
@@ -74,6 +77,14 @@ class RelayedLinks:
         """The peer of a relayed link that we dialled was admitted: look for a direct path."""
         self._background.start(self._improve(link))
 
+    def shown(self, link: Link, direct: Link, *, otherwise: Callable[[], None]) -> None:
+        """The peer of a relayed link has answered a direct dial after all: lead the link there, and end the new one.
+
+        The new one would replace the other, and what is under way there would be lost. `otherwise` is called if the
+        link cannot be moved.
+        """
+        self._background.start(self._take_over(link, direct, otherwise))
+
     def down(self, link: Link) -> None:
         """A link has ended: its flow is needed no more."""
         self._rerouted_at.pop(link, None)
@@ -114,6 +125,13 @@ class RelayedLinks:
             LOG.info("a direct path to %s: %s", short(link.peer), link.address)
             self._has_moved()
             await self._linger(link)
+
+    async def _take_over(self, link: Link, direct: Link, otherwise: Callable[[], None]) -> None:
+        # A search may be moving the link at the same time, which is as good.
+        if await link.redirect(direct.address) or await becomes_direct(link, TAKE_OVER_S):
+            direct.close(Close.DUPLICATE)
+        elif direct.alive:
+            otherwise()
 
     async def _linger(self, link: Link) -> None:
         """Keep the relay for a while; then the flow ends, if the link did not fall back on it."""

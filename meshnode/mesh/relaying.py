@@ -49,9 +49,11 @@ class Forwards(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RelayLimits:
-    """Bounds of a relay. Flows count for both of their ends, and two nodes have no more than `flows_of_a_pair`, so that
-    nobody can take all the places of another one. `asks_per_s` and `asks_burst` are flows that one peer asks for, and of
-    what is refused beyond them `refusals_burst` are forgiven before the peer counts as a flood.
+    """Bounds of a relay.
+
+    Flows count for both of their ends, and two nodes have no more than `flows_of_a_pair`, so that nobody can take all
+    places of another one. `asks_per_s` and `asks_burst` are flows that one peer asks for, and of what is refused
+    `refusals_burst` are forgiven before the peer counts as a flood.
     """
 
     flows: int = LIMIT_RELAY_FLOWS

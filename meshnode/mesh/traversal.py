@@ -183,6 +183,17 @@ class Traversal:
         peer = self._sessions.get(node)
         return None if peer is None else peer.link.path
 
+    def link_up(self, link: Link) -> bool:
+        """Whether a new link, which came up late, is left alone: it only shows where the relayed one can go on."""
+        peer = self._sessions.get(link.peer)
+        if peer is None or not link.dialled or link.path == "relayed":
+            return False
+        relayed = peer.link
+        if relayed is link or relayed.path == "direct" or not relayed.alive or relayed.silent:
+            return False
+        self._links.shown(relayed, link, otherwise=lambda: self._sessions.link_up(link))
+        return True
+
     def peer_up(self, peer: Peer) -> None:
         """A peer was admitted. If it is reached through a relay, a direct path is looked for."""
         link = peer.link

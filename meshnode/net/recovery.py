@@ -19,7 +19,6 @@ from aioquic.quic.connection import QuicConnection
 from aioquic.quic.rangeset import RangeSet
 from aioquic.quic.recovery import QuicPacketRecovery, QuicPacketSpace
 
-
 HANDSHAKE_MOST_S = 0.4
 
 

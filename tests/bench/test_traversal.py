@@ -43,9 +43,11 @@ def test_a_pair_that_was_not_connected() -> None:
     assert found["pairs connected, 20 % loss"].reached is False
     assert found["direct, no symmetric router, p95, 20 % loss"].limit == 3.0
     assert found["first answer, p95, 20 % loss"].limit is None
+    before = figures_of([*CONE, Meeting("full", "open", usable_s=99.0, path="direct", direct_s=99.0, first=False)], 20)
+    assert all(figure.value < 90 or figure.unit == "%" for figure in before), "no first contact"
     assert not any("one symmetric" in name for name in found)
 
 
 def test_raw_values_are_short() -> None:
-    assert raw_of([LOST]) == [{"one": "full", "other": "full", "usable_s": 0.0, "fault": "PeerUnreachable: nobody"}]
+    assert raw_of([LOST]) == [{"one": "full", "other": "full", "fault": "PeerUnreachable: nobody"}]
     assert raw_of([Meeting("full", "open", 0.123456, "direct", 0.2)])[0]["usable_s"] == 0.1235

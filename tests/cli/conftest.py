@@ -40,7 +40,7 @@ class ScriptedNode(ThreadingHTTPServer):
 
     def show_mesh(self, *meshes: dict[str, Any] | None) -> None:
         """The `mesh` member of /api/status, in turn."""
-        self.answer_with("/api/status", *({"mesh": mesh} for mesh in meshes))
+        self.answer_with("/api/status", *({"mesh": mesh, "swarm": None} for mesh in meshes))
 
 
 class _Handler(BaseHTTPRequestHandler):

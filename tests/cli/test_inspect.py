@@ -36,6 +36,7 @@ FACTS: dict[str, Any] = {
     "engine": {"version": "0.5.0", "backend": "cuda"},
     "requests": {"finished": 9, "active": 3, "waiting": 2},
     "mesh": None,
+    "swarm": None,
     "models": [MODEL],
     "problems": [{"severity": "warning", "title": "T", "code": "c", "text": "what", "fix": "do this"}],
 }
@@ -78,6 +79,25 @@ def test_status_says_in_one_line_how_the_mesh_is(capsys: pytest.CaptureFixture[s
     show_status(FACTS | {"mesh": mesh})
     assert "1 of 3 other nodes answer; reachable at 192.0.2.1:9337, [::1]:9337\n" in capsys.readouterr().out
     assert mesh_sentence(mesh | {"peers": [], "addresses": []}) == '"home [2J" as member; no other node yet'
+
+
+def test_status_says_in_one_line_what_strangers_may_do(capsys: pytest.CaptureFixture[str]) -> None:
+    peers = [{"state": "alive", "reachable": True}, {"state": "dead", "reachable": False}]
+    swarm = {
+        "state": "joined",
+        "sentence": 'in "gar\x1b[2Jden" as member',
+        "peers": peers,
+        "publishing": True,
+        "paused": False,
+        "strangers": {"served": 7},
+    }
+    show_status(FACTS | {"swarm": swarm})
+    told = capsys.readouterr().out
+    assert "1 of 2 other nodes answer; 7 requests of strangers served" in told and "\x1b" not in told
+    show_status(FACTS | {"swarm": swarm | {"paused": True}})
+    assert "strangers are paused" in capsys.readouterr().out
+    show_status(FACTS | {"swarm": {"state": "failed", "sentence": "no port"}})
+    assert "public   no port\n" in capsys.readouterr().out
 
 
 def test_names_from_other_machines_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ def peer(**changes: Any) -> dict[str, Any]:
         "role": "member",
         "address": "192.0.2.1:9337",
         "path": "direct",
+        "radius": "trusted",
         "linked": True,
         "rtt_ms": 1.234,
         "estimated_rtt_ms": None,
@@ -49,7 +50,7 @@ def model(name: str, state: str = "ready") -> dict[str, Any]:
 
 def mesh_of(*peers: dict[str, Any], **changes: Any) -> dict[str, Any]:
     """The `mesh` member of /api/status."""
-    facts = {"id": "ab" * 32, "name": "home", "role": "member", "may_invite": True, "state": "joined"}
+    facts = {"id": "ab" * 32, "name": "home", "role": "member", "may_invite": True, "state": "joined"} | {"nat": {}}
     return {**facts, "node": "1234567890", "peers": list(peers), **changes}
 
 
@@ -64,22 +65,31 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_peers_as_a_table_with_those_that_answer_first(scripted: ScriptedNode, run: Run) -> None:
     scripted.show_mesh(
         mesh_of(
-            peer(name="zoe", state="dead", reachable=False, rtt_ms=None, estimated_rtt_ms=14.4, models=[], devices=[]),
+            peer(
+                name="zoe",
+                state="dead",
+                reachable=False,
+                path=None,
+                rtt_ms=None,
+                estimated_rtt_ms=14.4,
+                models=[],
+                devices=[],
+            ),
             peer(name="bob", reachable=False, rtt_ms=31.6, devices=[device("host", 16, 12)]),
-            peer(name="", role="client", rtt_ms=None, address=None, models=[], devices=[]),
-            peer(models=[model("qwen"), model("demo", "loading")]),
+            peer(name="", role="client", path="relayed", rtt_ms=None, address=None, models=[], devices=[]),
+            peer(radius="local", models=[model("qwen"), model("demo", "loading")]),
         )
     )
     header, *rows = run("peers").stdout.splitlines()
-    names = ["NAME", "ID", "ROLE", "STATE", "RTT", "FREE MEMORY", "ADDRESS", "MODELS"]
+    names = ["NAME", "ID", "ROLE", "STATE", "RADIUS", "PATH", "RTT", "FREE MEMORY", "ADDRESS", "MODELS"]
     starts = [header.index(name) for name in names]
     cells = [[row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)] for row in rows]
     assert cells == [
-        ["-", "3f9a1c02be", "client", "alive", "-", "-", "-", "-"],
-        ["studio", "3f9a1c02be", "member", "alive", "1.23 ms", "21 GB of 24 GB VRAM", "192.0.2.1:9337",
+        ["-", "3f9a1c02be", "client", "alive", "trusted", "relayed", "-", "-", "-", "-"],
+        ["studio", "3f9a1c02be", "member", "alive", "local", "direct", "1.23 ms", "21 GB of 24 GB VRAM", "192.0.2.1:9337",
          "qwen, demo (loading)"],
-        ["bob", "3f9a1c02be", "member", "not answering", "32 ms", "12 GB of 16 GB", "192.0.2.1:9337", "qwen"],
-        ["zoe", "3f9a1c02be", "member", "dead", "~14 ms", "-", "192.0.2.1:9337", "-"],
+        ["bob", "3f9a1c02be", "member", "not answering", "trusted", "direct", "32 ms", "12 GB of 16 GB", "192.0.2.1:9337", "qwen"],
+        ["zoe", "3f9a1c02be", "member", "dead", "trusted", "-", "~14 ms", "-", "192.0.2.1:9337", "-"],
     ]  # fmt: skip
 
 
@@ -99,8 +109,18 @@ def test_peers_for_a_script(scripted: ScriptedNode, run: Run) -> None:
     scripted.show_mesh(mesh_of(peer(), invites=["secret"], addresses=[]), None)
     shown = json.loads(run("peers", "--json").stdout)
     assert shown["peers"] == [peer()]
-    assert shown["mesh"].keys() == {"id", "name", "role", "may_invite", "state", "node"}
-    assert json.loads(run("peers", "--json").stdout) == {"schema": 1, "mesh": None, "peers": []}
+    assert shown["mesh"].keys() == {"id", "name", "role", "may_invite", "state", "node", "nat"}
+    assert json.loads(run("peers", "--json").stdout) == {"schema": 1, "mesh": None, "peers": [], "strangers": []}
+
+
+def test_strangers_stand_below_in_the_same_table(scripted: ScriptedNode, run: Run) -> None:
+    strangers = [peer(name="mallory", radius="public", path="relayed")]
+    scripted.answer_with("/api/status", *[{"mesh": mesh_of(peer()), "swarm": {"peers": strangers}}] * 2)
+    told = run("peers").stdout.splitlines()
+    assert len(told) == 3 and "public" in told[1] + told[2] and "mallory" in told[1] + told[2]
+    assert json.loads(run("peers", "--json").stdout)["strangers"] == strangers
+    scripted.answer_with("/api/status", {"mesh": None, "swarm": {"state": "failed", "sentence": "no port"}})
+    assert "in no mesh" in run("peers").stderr
 
 
 def test_a_node_that_is_alone_is_told_so(scripted: ScriptedNode, run: Run) -> None:

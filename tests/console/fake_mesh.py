@@ -61,6 +61,7 @@ def a_peer(number: int, **values: Any) -> Facts:
         "role": "client" if client else "member",
         "address": f"192.0.2.{number % 250}:9337" if linked else None,
         "path": "direct" if linked else None,
+        "radius": "trusted",
         "linked": linked,
         "rtt_ms": 0.4 + 3.7 * number if linked else None,
         "estimated_rtt_ms": 40.0 + number,
@@ -152,6 +153,131 @@ def a_request(node: int, **values: Any) -> Facts:
     } | values
 
 
+def a_stranger(number: int, **values: Any) -> Facts:
+    """A member of the public mesh; every fourth is reached through a relay."""
+    relayed = {"path": "relayed"} if number % 4 == 0 else {}
+    return a_peer(number, radius="public", verdict="unknown", **relayed) | values
+
+
+def a_swarm(*peers: Facts, **values: Any) -> Facts:
+    """The public mesh of a node that publishes, with these strangers in it; `values` replace members."""
+    relays = [("wss://one.example", "ok", ""), ("wss://two.example", "refused", "blocked: pay first")]
+    return {
+        "state": "joined",
+        "sentence": 'in "orchard" as member',
+        "publishing": True,
+        "publisher": True,
+        "paused": False,
+        "listing": {
+            "relays": [
+                {"url": url, "state": state, "text": text, "count": 1, "elapsed_s": 0.12} for url, state, text in relays
+            ],
+            "at": 1_790_000_000.0,
+        },
+        "mesh": {"id": "cd" * 32, "name": "orchard"},
+        "role": "member",
+        "peers": list(peers),
+        "addresses": ["192.0.2.1:9338"],
+        "nat": {
+            "kind": "symmetric",
+            "observed": ["198.51.100.7:40112"],
+            "mapped": ["198.51.100.7:9338"],
+            "relays": [peers[0]["id"]] if peers else [],
+        },
+        "strangers": {
+            "serving": 1,
+            "waiting": 2,
+            "served": 1234,
+            "refused": 7,
+            "tokens_out": 98765,
+            "slots": 2,
+            "paused": False,
+            "inside": 1,
+            "tokens_in": 4321,
+            "known": 3,
+            "reasons": {"tokens": 5, "bad-request": 2},
+        },
+        "dht": {
+            "running": True,
+            "peers": 2,
+            "records": 3,
+            "keys": 3,
+            "providing": 1,
+            "published": 1,
+            "searches": 0,
+            "counters": {},
+        },
+        "counters": {},
+    } | values
+
+
+def a_listed_mesh(number: int, **values: Any) -> Facts:
+    """A mesh as GET /api/discover has it: every third has shown nothing and is refused."""
+    silent = number % 3 == 2
+    shown = {"rtt_s": 0.01 * number, "models": ["model-0"], "nodes": number, "free_slots": 4, "vram_bytes": 24 * GIB}
+    models = [{"name": f"model-{at}", "hash": f"{at:032x}", "hosts": at + 1} for at in range(2)]
+    return {
+        "mesh": node_id(1000 + number),
+        "name": f"mesh-{number}",
+        "region": "eu",
+        "score": 400.0 - number,
+        "reasons": [] if silent else [f"{10 * number} ms away", "4 requests could begin now"],
+        "refusal": "nobody answered" if silent else "",
+        "listed": {
+            "models": models,
+            "wanted": ["model-9"],
+            "nodes": 3 * number,
+            "clients": 1,
+            "max_clients": 64,
+            "vram_bytes": 48 * GIB,
+            "publishers": 2,
+        },
+        "shown": None if silent else shown | {"room": True},
+    } | values
+
+
+def discovered(*meshes: Facts, **values: Any) -> Facts:
+    """What GET /api/discover answers."""
+    return {
+        "meshes": list(meshes),
+        "relays": a_swarm()["listing"]["relays"],
+        "dropped": {},
+        "drops": [],
+        "elapsed_s": 0.8,
+        "error": None,
+    } | values
+
+
+def audited(*records: Facts) -> Facts:
+    """What GET /api/audit answers; the last record was written first."""
+    numbered = [
+        {"n": len(records) - at, "prev": "0" * 64, "at": 1_790_000_000.0 - at, **record}
+        for at, record in enumerate(records, 1)
+    ]
+    log = {"records": len(records), "head": "ef" * 32, "writable": True, "waiting": 0, "dropped": 0}
+    return {"records": numbered, "log": log}
+
+
+def an_audit_record(kind: str, node: int, **values: Any) -> Facts:
+    """A record of a request that went to a stranger ("asked"), or came from one ("served")."""
+    return {
+        "kind": kind,
+        "node": node_id(node),
+        "request": f"req_{node}",
+        "model": "model-0",
+        "endpoint": "/v1/chat/completions",
+        "radius": "public",
+        "status": 200,
+        "outcome": "ok",
+        "error": "",
+        "tokens_in": 12,
+        "tokens_out": 34,
+        "cost_micros": 0,
+        "output_sha256": "ab" * 32,
+        "duration_s": 1.5,
+    } | values
+
+
 def a_status(*peers: Facts, **members: Any) -> Facts:
     """What a node says that knows these peers; `members` replace whole members."""
     return {
@@ -181,12 +307,15 @@ def a_status(*peers: Facts, **members: Any) -> Facts:
             "state": "joined",
             "node": node_id(0)[:10],
             "addresses": ["192.0.2.1:9337"],
+            "nat": {"kind": "cone", "observed": ["198.51.100.7:9337"], "mapped": [], "relays": []},
             "peers": list(peers),
             "demand": [],
             "pairing": None,
             "invites": [],
             "counters": {},
         },
+        "swarm": None,
+        "trust": {"radius": "trusted", "owner": None, "ends_at": None},
         "pool": {"lending": {"lends": True, "why_not": "", "rpc_version": "4.1.1", "leases": []}, "weights": {}},
         "standby": None,
         "requests": {"finished": 0, "active": 0, "waiting": 0, "tokens_per_s": 0.0, "running": [], "recent": []},
@@ -199,7 +328,7 @@ def a_status(*peers: Facts, **members: Any) -> Facts:
 
 
 class FakeMesh:
-    """The node. `answers` maps the path of a POST to (status, object); `asked` has what came."""
+    """The node. `answers` maps the path of a call to (status, object); `asked` has what came: of a GET, its query."""
 
     def __init__(self, status: Facts) -> None:
         self.status = status
@@ -256,9 +385,9 @@ class FakeMesh:
     async def _status(self, _: Request) -> Response:
         return JSONResponse(self.status)
 
-    async def _post(self, request: Request) -> Response:
+    async def _call(self, request: Request) -> Response:
         path = request.url.path
-        self.asked.append((path, await request.json()))
+        self.asked.append((path, dict(request.query_params) if request.method == "GET" else await request.json()))
         missing = {"error": {"code": "not-found", "message": f"nothing answers {path}", "fix": ""}}
         status, answer = self.answers.get(path, (404, missing))
         return JSONResponse(answer, status)
@@ -269,7 +398,7 @@ class FakeMesh:
             routes=[
                 Route("/api/events", self._events),
                 Route("/api/status", self._status),
-                Route("/api/{call:path}", self._post, methods=["POST"]),
+                Route("/api/{call:path}", self._call, methods=["GET", "POST"]),
                 Mount("/", site(TOKEN)),
             ]
         )

@@ -393,3 +393,14 @@ def test_garbage_of_every_kind_raises_nothing_and_leaves_nothing() -> None:
     assert not machine._running and not machine._questions
     assert len(driver.found) == 120 and max(found.asked for found in driver.found) <= 60
     assert len(machine.table) <= len(names) + len(PEERS)
+
+
+def test_a_node_that_is_alone_says_itself_what_it_offers() -> None:
+    driver = Driver(members=0)
+    driver.give(Offer(((CONTENT, 0, 0),)))
+    driver.wait(5.0)
+    assert driver.take() == []
+    driver.give(Asked(1, b"c" * 32, where(1), (), False, DhtFind(KEY, True)))
+    (answer,) = driver.answers
+    assert isinstance(answer.message, DhtFound)
+    assert [read_provider(record).node for record in answer.message.records] == [OWN]

@@ -57,10 +57,10 @@ class Machine:
         self.node: NodeProcess | None = None
 
     def start(self, *arguments: str) -> None:
-        """`meshnode ARGUMENTS --nostr-relay ...`; returns when it is ready."""
-        options = [part for url in self._relays for part in ("--nostr-relay", url)]
+        """`meshnode ARGUMENTS`, with the two relays as those of the settings; returns when it is ready."""
+        environment = {**BY_DEFAULT, "MESHNODE_NOSTR_RELAY": ",".join(self._relays)}
         with self._lab.inside(self._site):
-            started = NodeProcess("--json", *arguments, *options, home=self._home, environment=BY_DEFAULT)
+            started = NodeProcess("--json", *arguments, home=self._home, environment=environment)
             self.node = started.wait_ready()
 
     def see(self, look: Callable[[NodeProcess], Value]) -> Value:
@@ -173,10 +173,27 @@ def test_b_behind_a_symmetric_nat_joins_by_itself(machines: dict[str, Machine]) 
 
 
 def test_c_finds_the_mesh_and_asks_within_it(machines: dict[str, Machine]) -> None:
-    machines["C"].start("--client", "--auto", "--name", "C")
+    machines["C"].start("--client", "--auto", "--name", "C", "--verify", "spot")
     eventually(lambda: machines["C"].others() >= {"A", "B"}, within_s=30)
     text, headers = machines["C"].ask(20)
     assert text.rstrip(".") == counted(20) and headers["x-meshnode-radius"] == "public"
+
+
+def test_what_went_to_strangers_is_written_down_and_looked_at(machines: dict[str, Machine]) -> None:
+    def log_of(name: str) -> list[dict[str, Any]]:
+        found = machines[name].see(lambda node: node.command("audit", "show", "--json"))
+        records: list[dict[str, Any]] = json.loads(found.stdout)["records"]
+        return records
+
+    # A second node with the same weights scored the answer again, and agrees.
+    checked = eventually(lambda: [each for each in log_of("C") if each["kind"] == "checked"], within_s=20)
+    (asked,) = [each for each in log_of("C") if each["kind"] == "asked"]
+    assert checked[0]["node"] == asked["node"] and checked[0]["verdict"] != "bad"
+    by = "A" if asked["node"] == machines["A"].see(lambda node: node.status())["node"]["id"] else "B"
+    (served,) = [each for each in log_of(by) if each.get("request") == asked["request"]]
+    assert served["output_sha256"] == asked["output_sha256"] and served["tokens_out"] == asked["tokens_out"] > 0
+    assert "count" not in json.dumps([log_of("C"), log_of(by)])
+    assert machines["C"].see(lambda node: node.command("audit", "verify")).returncode == 0
 
 
 def test_without_leave_no_prompt_goes_to_strangers(machines: dict[str, Machine]) -> None:

@@ -99,9 +99,9 @@ def test_a_stranger_is_asked_only_where_the_request_says_so(start_node: StartNod
     assert ask(near, x_meshnode_radius="trusted") == (403, "out_of_radius")
     assert ask(near, x_meshnode_radius="public") == (200, "public")
     far_id = far.status()["node"]["id"]
+    (recent,) = eventually(lambda: [each for each in near.status()["requests"]["recent"] if each["radius"] == "public"])
+    assert (recent["node"], recent["where"], recent["reached"]) == (far_id, far_id[:10], "public")
     owner(near, "trust", far_id, "--name", "far")
     eventually(lambda: ask(near) == (200, "trusted"), 5)
     owner(near, "untrust", "far")
     eventually(lambda: ask(near) == (403, "out_of_radius"), 5)
-    (recent,) = [each for each in near.status()["requests"]["recent"] if each["radius"] == "public"]
-    assert (recent["node"], recent["where"], recent["reached"]) == (far_id, far_id[:10], "public")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -106,7 +107,7 @@ def test_with_every_relay_down_a_node_comes_back(start_node: StartNode, publishe
     node = start_node("--auto", "--nostr-relay", relay)
     until_state(node, "joined")
     eventually(lambda: (node.home / "public" / "peers").exists(), 10)
-    node.end()
+    node.end(signal.SIGKILL)
     arguments = ("--json", "--port", "0", "--console", "0", "--auto", "--nostr-relay", NOBODY)
     again = NodeProcess(*arguments, home=node.home).wait_ready()
     try:

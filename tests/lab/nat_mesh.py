@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.lab.nat_lab import TYPES, NatLab
 
 ROOT = Path(__file__).parents[2]
 RELAYS = ("relay1", "relay2")
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 KINDS = {"open": "none", "symmetric": "symmetric"}
 """What nodes should find out about the router of each type; of all others: cone."""
 
@@ -100,10 +100,18 @@ def answered(future: Future[dict[str, Any]]) -> dict[str, Any]:
 
 
 class NatMesh:
-    """See the module. `spare` is how many clients of each type there may be. Use it as a context manager."""
+    """See the module. `spare` is how many clients of each type there may be; with `mapping` the routers of the members
+    forward a port when they are asked to, and the members ask. Use it as a context manager.
+    """
 
     def __init__(
-        self, folder: Path, *, spare: int = 1, types: tuple[str, ...] = TYPES, fast_relays: bool = False
+        self,
+        folder: Path,
+        *,
+        spare: int = 1,
+        types: tuple[str, ...] = TYPES,
+        fast_relays: bool = False,
+        mapping: bool = False,
     ) -> None:
         self._folder = folder
         self._types = types
@@ -114,6 +122,8 @@ class NatMesh:
         self.lab = NatLab(sites)
         self.relays: list[NatNode] = []
         self.members: dict[str, NatNode] = {}
+        self._mapping = ("--map",) if mapping else ()
+        self._routers = ExitStack()
         self._nodes: list[NatNode] = []
         self._invites: dict[str, str] = {}
 
@@ -128,6 +138,7 @@ class NatMesh:
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._dismiss(list(self._nodes))
+        self._routers.close()
         self.lab.__exit__(None, None, None)
 
     @contextmanager
@@ -165,13 +176,19 @@ class NatMesh:
 
     def _grow(self) -> None:
         self.relays = [self._node(site, "member", "--relay", *self._fast) for site in RELAYS]
-        self.members = {kind: self._node(f"member-{kind}", "member") for kind in self._types}
+        if self._mapping:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for kind in self._types:
+                self._routers.enter_context(self.lab.mapping(f"member-{kind}", self._folder))
+        self.members = {kind: self._node(f"member-{kind}", "member", *self._mapping) for kind in self._types}
         first, *others = [*self.relays, *self.members.values()]
         first.id = first.ask("start", found=True)["node"]
         self._invites = {role: first.ask("invite", role=role)["token"] for role in ("member", "client")}
         self._bring_in(others, "member")
         for kind, node in self.members.items():
             until(partial(self._is_settled, node, kind), f"the member behind {kind}", node)
+            if self._mapping:
+                until(partial(self._is_mapped, node), f"the mapping for {kind}", node)
 
     def _bring_in(self, nodes: list[NatNode], role: str) -> None:
         started = [(node, node.begin("start")) for node in nodes]
@@ -189,6 +206,12 @@ class NatMesh:
             and self._knows_all(node)
             and all(known[relay.id]["path"] == "direct" for relay in self.relays)
         )
+
+    def _is_mapped(self, node: NatNode) -> bool:
+        """Whether its router forwards a port, and the relays know."""
+        mapped = node.ask("facts")["nat"]["mapped"]
+        told = [relay.ask("facts")["members"][node.id]["addresses"] for relay in self.relays]
+        return bool(mapped) and all(mapped[0] in addresses for addresses in told)
 
     def _knows_all(self, node: NatNode) -> bool:
         known = node.ask("facts")["members"]
@@ -215,6 +238,7 @@ class Meeting:
     """First contact of a client behind a router of type `one` with a member behind `other`, in seconds from the call.
 
     `path` is that of the first answer; `direct_s` is None where it stayed relayed; `fault` says why there is no answer.
+    `first`: they were not linked before, as a client is that has lost an access node and takes any other.
     """
 
     one: str
@@ -222,7 +246,9 @@ class Meeting:
     usable_s: float = 0.0
     path: str | None = None
     direct_s: float | None = None
+    tries: int = 1
     fault: str = ""
+    first: bool = True
 
     @property
     def kind(self) -> str:
@@ -241,9 +267,9 @@ def meet(
         client, node = clients[pair.one], mesh.members[pair.other].id
         answer = client.begin("call", node=node, limit_s=call_s).result(timeout=call_s + 60)
         fault = answer.get("error") or ("" if answer["whole"] else "the answer was not whole")
-        if answer.get("linked_before"):
-            fault = "they were linked before"
-        pair = replace(pair, usable_s=answer.get("usable_s", 0.0), path=answer.get("path"), fault=fault)
+        first = not answer.get("linked_before")
+        known = {name: answer[name] for name in ("usable_s", "path", "tries") if name in answer}
+        pair = replace(pair, **known, fault=fault, first=first)
         looking = client.begin("until_direct", node=node, limit_s=0.0 if pair.kind == "symmetric" else direct_s)
         if pair.kind == "cone":
             looking.result(timeout=direct_s + 60)

@@ -1,9 +1,10 @@
 """One node of a mesh in a process of its own, told what to do: a real meshnode.mesh.Mesh, and no engine.
 
-    python -m tests.lab.nat_node FOLDER member|client [--relay] [--fast-relay]
+    python -m tests.lab.nat_node FOLDER member|client [--relay] [--fast-relay] [--map]
 
 One JSON object a line on stdin, each with an `id`; each is answered by a line with that id, in whatever order they end.
-What can be asked are the methods of `Node` below whose names begin with `do_`. It ends with stdin.
+What can be asked are the methods of `Node` below whose names begin with `do_`. It ends with stdin. With `--map` the
+router is asked to forward the port.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from meshnode.mesh.relaying import RelayLimits
 from meshnode.mesh.tunnel import TunnelReply
 from meshnode.mesh.tunnel_request import TunnelRequest
 from meshnode.mesh.vault import Vault
+from meshnode.net.portmap import MapperOptions, PortMapper
 from meshnode.wire import invites
+from meshnode.wire.address import Address
 from meshnode.wire.registry import LIMIT_INVITE_TTL_S, Role
 from meshnode.wire.statements import Dynamic, ModelState, Offer
 
@@ -42,7 +45,7 @@ FAST_BYTES_S = 1_000_000_000
 class Node:
     """A mesh, and what may be asked of it."""
 
-    def __init__(self, folder: Path, role: Role, *, relay: bool, fast: bool) -> None:
+    def __init__(self, folder: Path, role: Role, *, relay: bool, fast: bool, map_port: bool) -> None:
         self._identity = load_or_create(folder / "node.key")
         self._vault = Vault(folder / "mesh", self._identity)
         self._name = folder.name
@@ -51,6 +54,7 @@ class Node:
         self._limits = MeshLimits(
             relay=RelayLimits(bytes_per_s=FAST_BYTES_S, burst_bytes=1 << 24) if fast else RelayLimits()
         )
+        self._mapper = PortMapper(options=MapperOptions(retry_s=1.0)) if map_port else None
         self._looking: dict[str, asyncio.Task[float]] = {}
         self._mesh: Mesh
 
@@ -61,12 +65,14 @@ class Node:
             vault=self._vault,
             identity=self._identity,
             role=self._role,
-            options=MeshOptions("::", 0, self._name, "test", relay=self._relay),
+            options=MeshOptions("::", 0, self._name, "test", relay=self._relay, mapped=self._mapped),
             answer=self._answer,
             admitted=frozenset({("POST", PATH)}),
             changed=lambda: None,
             limits=self._limits,
         )
+        if self._mapper is not None:
+            await self._mapper.start(self._mesh.addresses[0].port)
         offer = Offer(name=self._name, content_hash=bytes(16), state=ModelState.READY, context=4096, slots=4)
         self._mesh.publish(Dynamic(models=(offer,)))
 
@@ -74,12 +80,19 @@ class Node:
         for task in self._looking.values():
             task.cancel()
         await self._mesh.close()
+        if self._mapper is not None:
+            await self._mapper.close()
+
+    def _mapped(self) -> tuple[Address, ...]:
+        return () if self._mapper is None else self._mapper.mapped
 
     async def _answer(self, request: TunnelRequest, reply: TunnelReply) -> None:
-        """As many bytes as the request asks for."""
+        """As many bytes as the request asks for, with as long a pause after each piece."""
+        wanted = json.loads(request.body)
         await reply.head(200, [("content-type", "application/octet-stream")])
-        for piece in pieces(int(request.body)):
+        for piece in pieces(wanted["size_bytes"]):
             await reply.body(piece)
+            await asyncio.sleep(wanted["pause_s"])
         await reply.finish()
 
     # --- what may be asked --------------------------------------------------------------------------------------------
@@ -113,7 +126,12 @@ class Node:
             }
             for node, member in mesh.members().members.items()
         }
-        facts = {"kind": nat.kind, "observed": [str(each) for each in nat.observed], "relays": nat.relays}
+        facts = {
+            "kind": nat.kind,
+            "observed": [str(each) for each in nat.observed],
+            "mapped": [str(each) for each in nat.mapped],
+            "relays": nat.relays,
+        }
         counters = {name: count for name, count in mesh.counters.items() if count}
         addresses = [str(address) for address in mesh.addresses]
         return {"nat": facts, "addresses": addresses, "members": members, "counters": counters}
@@ -124,15 +142,31 @@ class Node:
         return {}
 
     async def do_call(self, node: str, limit_s: float) -> dict[str, Any]:
-        """First contact: seconds until a short answer came, and over which path."""
+        """First contact: seconds until a short answer came, over which path, and how often it was asked for."""
         peer = bytes.fromhex(node)
         linked = self._mesh.path_of(peer) is not None
         begun = monotonic()
         self._looking[node] = asyncio.create_task(self._until_direct(peer, begun))
-        async with asyncio.timeout(limit_s):
-            whole = await self._download(peer, 100)
-        usable_s = monotonic() - begun
-        return {"linked_before": linked, "usable_s": usable_s, "path": self._mesh.path_of(peer), "whole": whole}
+        tries, reason = 0, ""
+        whole: bool | None = None
+        try:
+            async with asyncio.timeout(limit_s):
+                while whole is None:
+                    tries += 1
+                    try:
+                        whole = await self._download(peer, 100)
+                    except (MeshnodeError, OSError) as error:
+                        reason = f"{type(error).__name__}: {error}"
+        except TimeoutError:
+            path = self._mesh.path_of(peer)
+            raise TimeoutError(f"no answer in {limit_s} s and {tries} tries; path {path}; {reason}") from None
+        return {
+            "linked_before": linked,
+            "usable_s": monotonic() - begun,
+            "path": self._mesh.path_of(peer),
+            "whole": whole,
+            "tries": tries,
+        }
 
     async def do_until_direct(self, node: str, limit_s: float) -> dict[str, Any]:
         """Seconds from `call` until the path was direct; None when it is not within `limit_s` from now."""
@@ -146,17 +180,20 @@ class Node:
             await asyncio.sleep(LOOK_S)
         return monotonic() - begun
 
-    async def do_download(self, node: str, size_bytes: int) -> dict[str, Any]:
+    async def do_download(self, node: str, size_bytes: int, pause_s: float = 0.0) -> dict[str, Any]:
         """A long answer: how fast, over which paths while it came, and whether every byte was right."""
         begun = monotonic()
         paths: list[str | None] = []
-        whole = await self._download(bytes.fromhex(node), size_bytes, paths)
+        whole = await self._download(bytes.fromhex(node), size_bytes, pause_s, paths)
         return {"s": monotonic() - begun, "whole": whole, "paths": paths}
 
-    async def _download(self, peer: bytes, size_bytes: int, paths: list[str | None] | None = None) -> bool:
+    async def _download(
+        self, peer: bytes, size_bytes: int, pause_s: float = 0.0, paths: list[str | None] | None = None
+    ) -> bool:
         """Whether exactly the bytes came that the peer was asked for; notes the paths they took. Raises OSError."""
+        wanted = json.dumps({"size_bytes": size_bytes, "pause_s": pause_s}).encode()
         exchange = await Exchange.send(
-            self._mesh.http(peer), "POST", PATH, api_key="", body=str(size_bytes).encode(), content_type="text/plain"
+            self._mesh.http(peer), "POST", PATH, api_key="", body=wanted, content_type="application/json"
         )
         found = hashlib.blake2b()
         try:
@@ -211,4 +248,11 @@ if __name__ == "__main__":
     folder, role, *flags = sys.argv[1:]
     Path(folder).mkdir(parents=True, exist_ok=True)
     meet_nobody_unasked()
-    asyncio.run(serve(Node(Path(folder), Role[role.upper()], relay="--relay" in flags, fast="--fast-relay" in flags)))
+    node = Node(
+        Path(folder),
+        Role[role.upper()],
+        relay="--relay" in flags,
+        fast="--fast-relay" in flags,
+        map_port="--map" in flags,
+    )
+    asyncio.run(serve(node))

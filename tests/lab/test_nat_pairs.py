@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
-from tests.lab.nat_lab import TYPES, why_not
+from tests.lab.nat_lab import TYPES, why_no_mapping, why_not
 from tests.lab.nat_mesh import Meeting, NatMesh, meet
 
 pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
@@ -20,7 +21,8 @@ USABLE_S = 0.3
 DIRECT_S = {"cone": 0.5, "mixed": 10.0}
 DIRECT_AT_LOSS_S = 3.0
 LOSS_PERCENT = 20
-LIVE_BYTES = 24 << 20
+LIVE_BYTES, LIVE_PAUSE_S = 24 << 20, 0.01
+"""An answer of about four seconds: it goes on long after the move."""
 RELAYED_BYTES = 16 << 20
 RELAYED_MB_S = 10.0
 CALM = 2.0
@@ -29,7 +31,7 @@ CALM = 2.0
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatMesh]:
-    with NatMesh(tmp_path_factory.mktemp("mesh"), spare=3, fast_relays=True) as built:
+    with NatMesh(tmp_path_factory.mktemp("mesh"), spare=4, fast_relays=True) as built:
         yield built
 
 
@@ -67,7 +69,7 @@ def test_a_direct_path_is_found_unless_both_are_symmetric(meetings: list[Meeting
 
 
 def test_every_fifth_packet_is_lost(mesh: NatMesh) -> None:
-    kinds = ("port_restricted", "masquerade", "symmetric")
+    kinds = ("port_restricted", "symmetric")
     with mesh.visited_by(*kinds) as clients:
         mesh.lab.lose(LOSS_PERCENT)
         try:
@@ -80,7 +82,8 @@ def test_every_fifth_packet_is_lost(mesh: NatMesh) -> None:
 
 def test_a_running_answer_moves_to_the_direct_path_and_loses_nothing(mesh: NatMesh) -> None:
     with mesh.visited_by("port_restricted") as (client,):
-        done = client.ask("download", node=mesh.members["port_restricted"].id, size_bytes=LIVE_BYTES)
+        node = mesh.members["port_restricted"].id
+        done = client.ask("download", node=node, size_bytes=LIVE_BYTES, pause_s=LIVE_PAUSE_S)
     assert done["whole"]
     assert done["paths"] == ["relayed", "direct"]
 
@@ -91,3 +94,16 @@ def test_what_a_relay_carries(mesh: NatMesh) -> None:
         done = client.ask("download", node=mesh.members["symmetric"].id, size_bytes=RELAYED_BYTES)
     assert done["whole"] and done["paths"] == ["relayed"]
     assert RELAYED_BYTES / 1e6 / done["s"] > RELAYED_MB_S / CALM
+
+
+@pytest.mark.skipif(bool(why_no_mapping()), reason=why_no_mapping())
+def test_a_port_that_the_router_forwards_makes_the_worst_pair_direct(tmp_path: Path) -> None:
+    """Two symmetric routers, one of which does as it is asked (PCP): nobody punches, and no relay is needed."""
+    with (
+        NatMesh(tmp_path, types=("symmetric",), mapping=True) as mesh,
+        mesh.visited_by("symmetric") as (client,),
+    ):
+        (meeting,) = meet(mesh, {"symmetric": client})
+        assert (meeting.path, meeting.fault) == ("direct", "")
+        assert meeting.usable_s < USABLE_S * CALM
+        assert client.ask("facts")["counters"].get("punches_tried", 0) == 0

@@ -12,6 +12,7 @@ from meshnode.mesh import relayed_links
 from meshnode.mesh.flows import RelayFailed
 from meshnode.mesh.relayed_links import RelayedLinks
 from meshnode.wire.address import Address
+from meshnode.wire.registry import Close
 
 pytestmark = pytest.mark.anyio
 PEER, NEAR, FAR = b"p" * 32, b"n" * 32, b"f" * 32
@@ -26,6 +27,10 @@ class FakeLink:
         self.alive = True
         self.address = Address("100::1", 3)
         self.deaf = False
+        self.closed_with: int | None = None
+
+    def close(self, code: int) -> None:
+        self.closed_with = code
 
     @property
     def path(self) -> str:
@@ -176,6 +181,21 @@ async def test_a_path_that_does_not_last_is_looked_for_again() -> None:
     world.link.address = world.flow.address
     await until(lambda: world.searches == 2)
     assert world.closed == [], "the relay carries it again"
+    await world.links.close()
+
+
+@pytest.mark.parametrize("how", ["redirect", "search", "neither"])
+async def test_a_direct_dial_that_is_answered_late_shows_the_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relayed_links, "TAKE_OVER_S", 0.05)
+    world, late, left = World(), FakeLink(), []
+    late.address = DIRECT
+    world.link.deaf = how != "redirect"
+    world.links.shown(world.link, late, otherwise=lambda: left.append(late))  # type: ignore[arg-type]
+    await settled()
+    if how == "search":
+        world.link.address = DIRECT
+    await asyncio.sleep(0.1)
+    assert (late.closed_with, left) == ((None, [late]) if how == "neither" else (Close.DUPLICATE, []))
     await world.links.close()
 
 

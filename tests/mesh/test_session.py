@@ -8,17 +8,23 @@ from typing import Any
 
 import pytest
 
+from meshnode.core.open_policy import OpenLimits, OpenPolicy
 from meshnode.errors import InviteInvalid, NetworkError, PeerRefused, PeerUnreachable
+from meshnode.identity import load_or_create
 from meshnode.mesh import session
-from meshnode.mesh.session import GREETING_BYTES, Session, greet, receive
+from meshnode.mesh.open_vault import OpenVault
+from meshnode.mesh.session import GREETING_BYTES, NotLetIn, Session, greet, receive
+from meshnode.mesh.vault import Vault
+from meshnode.wire import certificates
 from meshnode.wire.address import Address
 from meshnode.wire.frames import HEADER_BYTES, decode_stream_header, encode_frame
 from meshnode.wire.messages import Hello, Probe, Welcome, encode_message
 from meshnode.wire.registry import VERSION, Close, MessageId, Role, StreamType
 from tests.mesh.fake_links import FakeLink, connected
-from tests.mesh.members import DAY_S, HERE, Node, Village
+from tests.mesh.members import DAY_S, HERE, Clock, Node, Village
 
 Outcome = Session | BaseException
+LIMITS = OpenLimits()
 
 
 @pytest.fixture
@@ -299,3 +305,79 @@ def test_a_cancelled_greeting_closes_the_link(village: Village) -> None:
         return here.closed_with
 
     assert asyncio.run(run()) == Close.DONE
+
+
+# --- open meshes ----------------------------------------------------------------------------------------------
+
+
+class Public:
+    """The home of a node in an open mesh, with the shape of members.Node."""
+
+    def __init__(self, home: Path, clock: Clock, limits: OpenLimits = LIMITS) -> None:
+        self.identity = load_or_create(home / "node.key")
+        self.id = bytes(self.identity.node_id)
+        self.vault: Vault = OpenVault(home / "public", self.identity, OpenPolicy(limits), clock)
+
+    def within(self, name: str, role: Role = Role.MEMBER) -> Any:
+        assert isinstance(self.vault, OpenVault)
+        self.vault.open(name, role)
+        return self
+
+
+@pytest.fixture
+def strangers(tmp_path: Path) -> Callable[..., Any]:
+    clock = Clock()
+    return lambda name, **more: Public(tmp_path / name, clock, **more)
+
+
+def test_strangers_greet_each_other_in_an_open_mesh(strangers: Callable[..., Any]) -> None:
+    ann, bob = strangers("ann").within("one"), strangers("bob").within("One")
+    ours, theirs, link = meet(bob, ann, hello_of(bob))
+    assert isinstance(ours, Session) and isinstance(theirs, Session) and link.closed_with is None
+    assert (theirs.certificate.node, theirs.certificate.authority, theirs.role) == (bob.id, b"", Role.MEMBER)
+
+
+def test_what_proves_nothing_lets_nobody_into_an_open_mesh(strangers: Callable[..., Any], village: Village) -> None:
+    ann, bob, eve = strangers("ann").within("one"), strangers("bob").within("one"), strangers("eve").within("one")
+    mesh = ann.vault.credentials.mesh
+    # Somebody else's, one of another open mesh, one of a private mesh, one that is over, none at all, an invite.
+    refused(meet(eve, ann, hello_of(bob)), Close.NOT_ADMITTED)
+    refused(meet(eve, ann, hello_of(strangers("eve").within("two"), mesh=mesh)), Close.WRONG_MESH)
+    refused(meet(village.founder, ann, hello_of(village.founder, mesh=mesh)), Close.WRONG_MESH)
+    bare = Hello(VERSION, mesh, Role.MEMBER, invite=village.founder.invite())
+    refused(meet(eve, ann, bare), Close.INVITE_INVALID)
+    refused(meet(eve, ann, dataclasses.replace(bare, invite=b"")), Close.NOT_ADMITTED)
+    before = hello_of(bob)
+    ann.vault._clock.now_s += 15 * DAY_S
+    assert ann.vault.renew_own()
+    refused(meet(bob, ann, before), Close.CERTIFICATE_EXPIRED)
+
+
+def test_a_private_mesh_lets_nobody_in_who_vouches_for_himself(strangers: Callable[..., Any], village: Village) -> None:
+    eve = strangers("eve").within("home")
+    private = village.founder.vault.credentials
+    assert private is not None
+    refused(meet(eve, village.founder, hello_of(eve)), Close.WRONG_MESH)
+    refused(meet(eve, village.founder, hello_of(eve, mesh=private.mesh)), Close.WRONG_MESH)
+    forged = certificates.issue(
+        dataclasses.replace(certificates.read(eve.vault.credentials.certificate), mesh=private.mesh), eve.identity.sign
+    )
+    refused(meet(eve, village.founder, hello_of(eve, mesh=private.mesh, certificate=forged)), Close.NOT_ADMITTED)
+
+
+@pytest.mark.parametrize(
+    ("limits", "code", "counter"),
+    [
+        (OpenLimits(members=0), Close.NO_ROOM, "open_members_full"),
+        (OpenLimits(near_identities=0), Close.NO_ROOM, "open_prefix_full"),
+        (OpenLimits(near_attempts=0), Close.FLOOD, "open_too_often"),
+    ],
+)
+def test_the_policy_decides_after_the_certificate(
+    strangers: Callable[..., Any], limits: OpenLimits, code: Close, counter: str
+) -> None:
+    ann, bob = strangers("ann", limits=limits).within("one"), strangers("bob").within("one")
+    ours, theirs, link = meet(bob, ann, hello_of(bob))
+    assert link.closed_with == code
+    assert isinstance(ours, PeerRefused) and ours.close_code == code
+    assert isinstance(theirs, NotLetIn) and theirs.counter == counter and theirs.close_code == code

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from meshnode.errors import PeerUnreachable
+from meshnode.errors import PeerUnreachable, WrongPeer
 from meshnode.identity import ephemeral
 from meshnode.mesh.stranger import open_pairing, visit
 from meshnode.net.endpoint import Endpoint
@@ -76,3 +76,14 @@ async def test_nobody_there() -> None:
     with pytest.raises(PeerUnreachable):
         async with visit(ephemeral(), [Address("127.0.0.1", 9)], host="127.0.0.1", timeout_s=0.5):
             raise AssertionError("there is nobody")
+
+
+async def test_another_one_than_was_meant_is_not_visited() -> None:
+    async with asyncio.timeout(10):
+        endpoint = await Endpoint.open(ephemeral(), Host(), host="127.0.0.1")
+        async with visit(ephemeral(), [endpoint.address], host="127.0.0.1", expected=endpoint.node_id) as link:
+            assert link.peer == endpoint.node_id
+        with pytest.raises(WrongPeer):
+            async with visit(ephemeral(), [endpoint.address], host="127.0.0.1", expected=ephemeral().node_id):
+                raise AssertionError("somebody else is there")
+        await endpoint.close()

@@ -104,3 +104,20 @@ def test_nothing_new_in_an_acknowledgement_is_no_sample(path: Path) -> None:
     path.now += 1.0
     path.recovery.on_ack_received(ack_rangeset=RangeSet([range(1)]), ack_delay=0.0, now=path.now, space=path.space)
     assert path.recovery._rtt_smoothed == before
+
+
+def test_a_handshake_is_tried_often_enough_where_much_is_lost() -> None:
+    """Only until it is confirmed; then the time between tries doubles as ever."""
+    path = Path()
+    path.recovery._time_of_last_sent_ack_eliciting_packet = 10.0
+    path.space.ack_eliciting_in_flight = 1
+    waits = []
+    for count in range(8):
+        path.recovery._pto_count = count
+        at = path.recovery.get_loss_detection_time(amplification_limited=False)
+        assert at is not None and path.recovery._pto_count == count
+        waits.append(at - 10.0)
+    assert waits == pytest.approx([0.2, *[0.4] * 7])
+    path.recovery.handshake_confirmed = True
+    at = path.recovery.get_loss_detection_time(amplification_limited=False)
+    assert at == pytest.approx(10.0 + 0.2 * 2**7)

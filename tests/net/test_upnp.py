@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -11,6 +14,7 @@ from meshnode.net import upnp
 from meshnode.net.gateway import Gateway
 from meshnode.net.mapping import Mapping, NoMapping
 from meshnode.wire.address import Address
+from tests.lab.nat_lab import NatLab, why_not
 from tests.net.fake_igd import FakeIgd, igd
 
 HOME = Gateway("192.168.1.1", "192.168.1.7", 24)
@@ -123,3 +127,72 @@ async def test_no_device_at_all() -> None:
     with pytest.raises(NoMapping, match="no router on the local network") as refusal:
         await upnp.map_port(HERE, 9337, search_s=0.1)
     assert not refusal.value.answered and time.monotonic() - begun < 3
+
+
+# --- on a network -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def answering(lab: NatLab, answers: Callable[[], list[bytes]]) -> Iterator[list[bytes]]:
+    """A program on the router of `home` that answers each M-SEARCH so; gives what it has heard."""
+    heard: list[bytes] = []
+    with lab.inside(lab.router("home")):
+        device = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    device.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    device.bind(("", upnp.SSDP_PORT))
+    place = socket.inet_aton(upnp.GROUP) + socket.inet_aton(lab.gateway("home"))
+    device.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, place)
+    device.settimeout(0.05)
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            try:
+                data, source = device.recvfrom(2048)
+            except TimeoutError:
+                continue
+            heard.append(data)
+            for answer in answers():
+                device.sendto(answer, source)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield heard
+    finally:
+        over.set()
+        thread.join()
+        device.close()
+
+
+@pytest.fixture
+def lab() -> Iterator[NatLab]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with NatLab({"home": "masquerade"}) as built:
+        yield built
+
+
+async def found_from(lab: NatLab, search_s: float) -> list[str]:
+    """What is found from the host at home."""
+    with lab.inside("home"):
+        gateway = Gateway(lab.gateway("home"), lab.host_address("home"), 24)
+        return await upnp.find_devices(gateway, search_s=search_s)
+
+
+@pytest.mark.anyio
+async def test_the_router_is_found_by_multicast(lab: NatLab) -> None:
+    url = f"http://{lab.gateway('home')}:5000/rootDesc.xml"
+    with answering(lab, lambda: [found_at("http://11.7.9.9/x"), b"\xff", found_at(url)]) as heard:
+        begun = time.monotonic()
+        assert await found_from(lab, 5.0) == [url]
+        assert time.monotonic() - begun < 3, "the router itself has answered: nobody else is waited for"
+    assert heard[0].startswith(b"M-SEARCH")
+
+
+@pytest.mark.anyio
+async def test_a_flood_of_answers_leads_nowhere(lab: NatLab) -> None:
+    with answering(lab, lambda: [found_at("http://11.7.9.9/x")] * 500):
+        begun = time.monotonic()
+        assert await found_from(lab, 1.0) == []
+        assert time.monotonic() - begun < 3

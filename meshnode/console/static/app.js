@@ -19,6 +19,7 @@ const VIEWS = {
   chat: "Chat",
   requests: "Requests",
   invite: "Invite",
+  public: "Public",
   agents: "Use it",
   settings: "Settings",
   spending: "Spending",

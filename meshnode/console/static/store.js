@@ -28,6 +28,8 @@ export const member = (name) => {
 export const node = member("node");
 export const models = computed(() => member("models").value ?? NONE);
 export const peers = computed(() => member("mesh").value?.peers ?? NONE);
+/** Members of the public mesh. */
+export const strangers = computed(() => member("swarm").value?.peers ?? NONE);
 export const problems = computed(() => member("problems").value ?? NONE);
 
 /** `fresh`, with every part that equals its counterpart in `old` replaced by that. */

@@ -1,16 +1,16 @@
 // One answer while it comes: a plain object that items of the stream are added to. No clock: `now` is handed in (ms).
 import { clean } from "../format.js";
 
-
 /** An answer that has been asked for. `state` becomes done, stopped or failed. */
 export const begin = (id, model, now) => ({
   id, role: "assistant", model, content: "", reasoning: "", state: "waiting", asked: now, first: 0, last: 0, pieces: 0,
-  thought: 0, node: "", resumed: 0, finish: "", usage: null, speed: 0, error: null, ended: false,
+  thought: 0, node: "", radius: "", resumed: 0, finish: "", usage: null, speed: 0, error: null, ended: false,
 });
 
 /** Adds one item (stream.js) to the answer, in place. */
 export function take(answer, item, now) {
   if (item.resumed) answer.resumed = item.resumed;
+  if (item.radius) answer.radius = item.radius;
   if (item.end) answer.ended = true;
   if (item.error) answer.error = errorOf(item.error);
   if (item.content || item.reasoning) {

@@ -10,7 +10,7 @@ export const PARAMETERS = [
 
 /** An empty conversation. */
 export const fresh = (id, model, now) => ({
-  id, title: "", model, system: "", parameters: {}, messages: [], created: now, updated: now,
+  id, title: "", model, system: "", parameters: {}, radius: "", messages: [], created: now, updated: now,
 });
 
 /** Its title: as given, or the beginning of what was asked first. */

@@ -2,9 +2,28 @@
 import { html, useSignal } from "../lib.js";
 import { Button } from "../parts/button.js";
 import { Dialog } from "../parts/dialog.js";
-import { Field, TextArea, TextInput } from "../parts/field.js";
+import { Field, Select, TextArea, TextInput } from "../parts/field.js";
+import { PLAINLY, RADII, named, usual } from "../radius.js";
+import { address } from "../store.js";
 import { PARAMETERS, asJson, asMarkdown, faultOf, titleOf, withParameter } from "./conversation.js";
 import { change, current, exported } from "./session.js";
+
+/** How far the open conversation may go. */
+function Reach() {
+  const { radius = "" } = current.value;
+  const chosen = named(radius);
+  const nameOf = (each) => RADII[each][0].toLowerCase();
+  const options = [
+    { value: "", label: `as the node says: ${nameOf(usual.value)}` },
+    ...Object.keys(RADII).map((value) => ({ value, label: nameOf(value), disabled: !named(value) })),
+  ];
+  const hint = html`${RADII[chosen || usual.value][1]}${(chosen || usual.value) === "public" && ` ${PLAINLY}`}${" "}
+    ${options.some((one) => one.disabled) && html`A conversation can be kept nearer than the node says, not sent
+      further; <a href=${address("public")}>what it says is changed under Public</a>.`}`;
+  return html`<${Field} label="How far it may go" hint=${hint}>
+    <${Select} value=${chosen} options=${options} onChange=${(value) => change((conversation) => ({ ...conversation, radius: value }))} />
+  <//>`;
+}
 
 /** What the open conversation is asked with. Changes hold from the next answer on. */
 export function Options({ onClose }) {
@@ -25,6 +44,7 @@ export function Options({ onClose }) {
     <${Field} label="System prompt" hint="What the model is told before everything else">
       <${TextArea} rows="4" value=${system} onInput=${(words) => change((conversation) => ({ ...conversation, system: words }))} />
     <//>
+    <${Reach} />
     <div class="chat-fields">
       ${PARAMETERS.map((parameter) => {
         const { key, label, hint } = parameter;

@@ -4,7 +4,8 @@ import { open as call } from "../api.js";
 import { clean } from "../format.js";
 import { batch, computed, signal } from "../lib.js";
 import { announce } from "../parts/announce.js";
-import { address, go, models, node, peers, route } from "../store.js";
+import { named, radiusIn, reaches, usual } from "../radius.js";
+import { address, go, models, node, peers, route, strangers } from "../store.js";
 import { LOST, begin, errorOf, finish, sentences, take } from "./answer.js";
 import * as talk from "./conversation.js";
 import { Full, LIMIT_BYTES, clear, entries as readEntries, load, loadAll, remove, save } from "./storage.js";
@@ -28,11 +29,17 @@ export const trouble = signal(null);
 /** The run of the open conversation. */
 export const running = computed(() => runs.value[current.value.id]);
 
-/** Models that answer in words, those that are ready first. */
+/** How far the open conversation goes. */
+export const radius = computed(() => named(current.value.radius) || usual.value);
+
+/** Whether only nodes beyond that serve a model. */
+export const beyond = ({ radius: nearest }) => !reaches(radius.value, radiusIn(nearest) || "local");
+
+/** Models that answer in words: those that the open conversation gets to, and of these that are ready, first. */
 export const talkers = computed(() =>
   models.value
     .filter(({ capabilities = [] }) => !capabilities.length || capabilities.some((one) => one === "chat" || one === "completion"))
-    .sort((a, b) => (b.state === "ready") - (a.state === "ready")),
+    .sort((a, b) => beyond(a) - beyond(b) || (b.state === "ready") - (a.state === "ready")),
 );
 
 /** The model that the open conversation goes to: its own, or the one last used, or the first. */
@@ -203,8 +210,12 @@ async function answer(asked) {
   ];
   let error = null;
   try {
-    const response = await call("v1/chat/completions", talk.requestBody(conversation, sees.value), { signal: abort.signal });
+    const furthest = named(conversation.radius);
+    const headers = furthest ? { "x-meshnode-radius": furthest } : {};
+    const body = talk.requestBody(conversation, sees.value);
+    const response = await call("v1/chat/completions", body, { signal: abort.signal, headers });
     draft.node = response.headers.get("x-meshnode-node") ?? "";
+    draft.radius = radiusIn(response.headers.get("x-meshnode-radius"));
     draft.where = nameOf(draft.node);
     await readStream(response.body, (items) => {
       const now = Date.now();
@@ -231,5 +242,6 @@ async function answer(asked) {
 /** The name of a node by the first ten digits of its id; empty when unknown. */
 function nameOf(short) {
   if (short === node.value?.short) return clean(node.value.name, 40);
-  return clean(peers.value.find((peer) => peer.short === short)?.name ?? "", 40);
+  const known = [...peers.value, ...strangers.value].find((peer) => peer.short === short);
+  return clean(known?.name ?? "", 40);
 }

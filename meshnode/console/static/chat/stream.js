@@ -1,7 +1,9 @@
 // The stream of a chat completion: bytes in, items out. Events as in WHATWG HTML 9.2.6; comments matter here too.
 
 const MAX_EVENT_CHARS = 8 << 20;
-const RESUMED = /^meshnode-resumed (\d+)$/;
+// Both tell the furthest radius of all nodes that took part so far; the first may do so.
+const RESUMED = /^meshnode-resumed (\d+)(?: radius=(local|trusted|public))?$/;
+const RADIUS = /^meshnode-radius (local|trusted|public)$/;
 
 /** A function that takes text as it comes and gives the whole events in it: {data} or {comment}. */
 export function eventReader() {
@@ -23,11 +25,13 @@ export function eventReader() {
   };
 }
 
-/** What an event means: {delta...}, {error}, {resumed: times}, {end: true}, or null for what tells nothing. */
+/** What an event means: {delta...}, {error}, {resumed, radius}, {radius}, {end: true}, or null for what tells nothing. */
 export function itemOf({ data, comment }) {
   if (comment !== undefined) {
+    const [, radius] = RADIUS.exec(comment) ?? [];
+    if (radius) return { radius };
     const found = RESUMED.exec(comment);
-    return found && { resumed: Number(found[1]) };
+    return found && { resumed: Number(found[1]), radius: found[2] ?? "" };
   }
   if (data === "[DONE]") return { end: true };
   let chunk;

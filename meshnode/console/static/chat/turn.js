@@ -45,7 +45,7 @@ function Thoughts({ answer, live }) {
 
 /** An answer; `live` while it comes, `last` when it may be asked for again. */
 export function Answer({ answer, live, last }) {
-  const { content, state, error, finish, resumed, node, where, asked, first, usage, model, pieces } = answer;
+  const { content, state, error, finish, radius, resumed, node, where, asked, first, usage, model, pieces } = answer;
   const name = clean(model, 80);
   const speed = answer.speed || speedOf(answer);
   const facts = [
@@ -63,6 +63,7 @@ export function Answer({ answer, live, last }) {
     ${content && html`<${Markdown} text=${content} done=${!live} />`}
     <${Failure} error=${error} />
     <footer class="chat-facts">
+      ${radius === "public" && html`<${Badge} kind="warn">answered by a stranger<//>`}
       ${resumed > 0 && html`<${Badge} kind="good">continued by another node${resumed > 1 ? `, ${resumed} times` : ""}<//>`}
       ${finish === "length" && html`<${Badge} kind="warn">cut at the limit of tokens<//>`}
       ${state === "stopped" && html`<${Badge}>stopped<//>`}

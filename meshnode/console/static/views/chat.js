@@ -2,7 +2,7 @@
 import { Composer } from "../chat/composer.js";
 import { List } from "../chat/list.js";
 import { Export, Options } from "../chat/options.js";
-import { choose, current, model, running, show, stop, talkers, trouble } from "../chat/session.js";
+import { beyond, choose, current, model, radius, running, show, stop, talkers, trouble } from "../chat/session.js";
 import { Answer, Question } from "../chat/turn.js";
 import { clean, count } from "../format.js";
 import { html, useEffect, useLayoutEffect, useRef, useSignal } from "../lib.js";
@@ -10,13 +10,14 @@ import { Button } from "../parts/button.js";
 import { Dialog } from "../parts/dialog.js";
 import { Select } from "../parts/field.js";
 import { Empty, Loading, Notice } from "../parts/notice.js";
-import { address, peers, route, status } from "../store.js";
+import { RADII } from "../radius.js";
+import { address, peers, route, status, strangers } from "../store.js";
 
 const NEAR_PX = 48;
 
 /** Where a model runs, in words. */
 function placeOf({ id, where, split }) {
-  const others = peers.value.filter(({ models = [] }) => models.some((offer) => offer.id === id && offer.state === "ready"));
+  const others = [...peers.value, ...strangers.value].filter(({ models = [] }) => models.some((offer) => offer.id === id && offer.state === "ready"));
   const names = others.slice(0, 3).map(({ name, short }) => clean(name || short, 30));
   if (others.length > 3) names.push(`${others.length - 3} more`);
   if (where === "here") names.unshift(split ? "this node, with others" : "this node");
@@ -28,11 +29,22 @@ function Picker() {
   const chosen = known.find(({ id }) => id === model.value);
   const options = known.map((one) => ({
     value: one.id,
-    label: [clean(one.id, 60), placeOf(one), one.context_length > 0 && `${count(one.context_length)} tokens`, one.state !== "ready" && one.state]
+    label: [clean(one.id, 60), placeOf(one), one.context_length > 0 && `${count(one.context_length)} tokens`, one.state !== "ready" && one.state, beyond(one) && "too far"]
       .filter(Boolean).join(" · "),
   }));
   if (model.value && !chosen) options.unshift({ value: model.value, label: `${clean(model.value, 60)} · not served now` });
   return html`<${Select} aria-label="Model" value=${model.value} options=${options} onChange=${choose} />`;
+}
+
+/** The chosen model is served, but nowhere that this conversation may go. */
+function TooFar() {
+  const chosen = talkers.value.find(({ id }) => id === model.value);
+  if (!chosen || !beyond(chosen)) return null;
+  const who = chosen.radius === "public" ? "strangers" : "friends";
+  return html`<${Notice} kind="info" title=${`Only ${who} serve ${clean(chosen.id, 60)}`}>
+    This conversation goes no further than: ${RADII[radius.value][0].toLowerCase()}. Under
+    ${" "}<a href=${address("public")}>Public</a> you say how far requests may go.
+  <//>`;
 }
 
 /** The answer under way: the only thing that is drawn anew with each piece of it. */
@@ -92,8 +104,8 @@ export default function View() {
     return () => removeEventListener("keydown", keys);
   }, []);
   const close = () => (dialog.value = "");
-  const { system, parameters } = current.value;
-  const set = Object.keys(parameters).length + !!system.trim();
+  const { system, parameters, radius: chosen } = current.value;
+  const set = Object.keys(parameters).length + !!system.trim() + !!chosen;
   const open = (name) => () => (dialog.value = name);
   if (!status.value) return html`<${Loading} what="Asking the node for its models" />`;
   return html`<div class="chat">
@@ -107,6 +119,7 @@ export default function View() {
         <${Button} icon="download" label="Export" onClick=${open("export")} />
       </header>
       ${trouble.value && html`<${Notice} kind="warn" title=${trouble.value.title}>${trouble.value.text}<//>`}
+      <${TooFar} />
       ${!talkers.value.length && html`<${Empty} title="No model answers now">
         <a href=${address("models")}>Load a model</a>, or join a mesh that has one.
       <//>`}

@@ -282,7 +282,9 @@ export default function View() {
       ? html`<${Card} title="This mesh"><${Mine} mesh=${mesh} acts=${acts} /><//>`
       : html`<${Empty} title="This node is in no mesh">Paste the token of somebody who is in one, or start it without --solo.<//>`}
     <${Card} title="Public meshes">
-      <${Empty} title="Browsing public meshes is not part of this version">Somebody who is in a mesh can send you an invite.<//>
+      <${Empty} title="Meshes of strangers need no invite">
+        <a href=${address("public")}>Find, join and offer them under Public</a>, which says as well what a stranger sees.
+      <//>
     <//>
   `;
 }

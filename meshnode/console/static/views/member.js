@@ -8,10 +8,11 @@ import { announce } from "../parts/announce.js";
 import { Badge } from "../parts/badge.js";
 import { Button, CopyButton } from "../parts/button.js";
 import { Failure, Notice } from "../parts/notice.js";
-import { PATHS, STATES, freeOf, kindOf, layersText, nameOf, pathOf, rolesOf, rttOf, stateOf } from "./members.js";
+import { PATHS, STATES, freeOf, kindOf, layersText, nameOf, pathOf, rolesOf, rttOf, stateOf, whoOf } from "./members.js";
 import { Mark } from "./topology.js";
 
 const PINGS = 4;
+const WHOSE = { own: "a machine of your own", friend: "a friend’s machine", stranger: "a stranger’s machine" };
 
 /** "1 node", "2 nodes" */
 export const plural = (number, one) => `${count(number)} ${one}${number === 1 ? "" : "s"}`;
@@ -80,6 +81,7 @@ export function Panel({ peer, gone, seen, splits, workers, running, onClose }) {
       <//>
       ${running > 0 && html`<${Fact} name="Now">answers ${plural(running, "request")}${peer.here ? "" : " of this node"}<//>`}
       ${held.length > 0 && html`<${Fact} name="Holds">${held.map((text) => html`<span class="line">${text}</span>`)}<//>`}
+      ${whoOf(peer) && html`<${Fact} name="Who">${WHOSE[whoOf(peer)]}<//>`}
       ${!peer.here && html`<${Fact} name="Path">${PATHS[path]}${rttOf(peer) && ` · ${rttOf(peer)}`}<//>`}
       <${Fact} name="Address">${peer.address ? html`<code>${clean(peer.address, 160)}</code>` : "not known here"}<//>
       <${Fact} name="Memory free">${free === null ? "not told" : bytes(free)}<//>

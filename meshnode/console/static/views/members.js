@@ -2,6 +2,7 @@
 // that run over them. Pure functions of the status; names in it are what others say of themselves.
 
 import { clean, milliseconds } from "../format.js";
+import { WHO } from "../radius.js";
 
 /** What a node does, in one word each, and the sentence of the legend. */
 export const KINDS = {
@@ -35,6 +36,9 @@ export const isHere = (peer) => !["dead", "left"].includes(stateOf(peer));
 
 /** "direct", "relayed" or "none". */
 export const pathOf = (peer) => (peer.path ? (peer.path === "direct" ? "direct" : "relayed") : "none");
+
+/** Who it is to this node: "own", "friend" or "stranger"; "" while nothing says so. */
+export const whoOf = (peer) => WHO[peer.radius] ?? "";
 
 /** What a node is called; an id where it says nothing that can be shown. */
 export const nameOf = (peer, most = 64) => clean(peer.name, most) || peer.short || peer.id.slice(0, 10);

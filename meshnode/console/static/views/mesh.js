@@ -10,7 +10,7 @@ import { Empty, Loading } from "../parts/notice.js";
 import { Table } from "../parts/table.js";
 import { Fact, Panel, State, plural } from "./member.js";
 import {
-  PATHS, STATES, freeOf, isHere, layersText, nameOf, pathOf, rolesOf, rttOf, selfOf, splitsOf, stateOf, workersOf,
+  PATHS, STATES, freeOf, isHere, layersText, nameOf, pathOf, rolesOf, rttOf, selfOf, splitsOf, stateOf, whoOf, workersOf,
 } from "./members.js";
 import { MOST_NODES } from "./rings.js";
 import { Legend, Topology } from "./topology.js";
@@ -77,6 +77,7 @@ const columns = (workers) => [
     key: "state", title: "State", sort: (peer) => Object.keys(STATES).indexOf(stateOf(peer)),
     render: (peer) => html`<${State} peer=${peer} />`,
   },
+  { key: "radius", title: "Who", sort: whoOf, render: (peer) => whoOf(peer) || "–" },
   { key: "path", title: "Path", sort: pathWords, render: pathWords },
   {
     key: "rtt", title: "Round trip", align: "right", sort: (peer) => peer.rtt_ms ?? peer.estimated_rtt_ms,

@@ -1,7 +1,7 @@
 // Requests: what was asked of this node, who answered, and what it cost in time. Never a prompt, never an answer.
 
 import { html, useEffect, useSignal } from "../lib.js";
-import { member, now, peers } from "../store.js";
+import { member, now, peers, strangers } from "../store.js";
 import { get } from "../api.js";
 import { clean, clock, count, milliseconds, rate, seconds } from "../format.js";
 import { announce } from "../parts/announce.js";
@@ -12,6 +12,7 @@ import { Dialog } from "../parts/dialog.js";
 import { Field, Select, Switch, TextInput } from "../parts/field.js";
 import { Empty, Loading } from "../parts/notice.js";
 import { Table } from "../parts/table.js";
+import { RADII } from "../radius.js";
 import { bound, Faults, useActs } from "./acts.js";
 
 const MOST = 500;
@@ -22,7 +23,6 @@ const OUTCOMES = {
   refused: ["warn", "refused"],
   failed: ["bad", "failed"],
 };
-const RADII = { local: "here", trusted: "mesh", public: "public" };
 
 const dash = (value, words) => (value ? words(value) : "–");
 const time = (row) => html`<time datetime=${new Date(row.at * 1e3).toISOString()}>${clock(row.at)}</time>`;
@@ -34,12 +34,13 @@ const pace = (row) => {
 const short = (span_s) => milliseconds(span_s * 1e3);
 const paceWords = (row) => dash(pace(row), rate);
 
-const radius = (row) => RADII[row.radius] || clean(row.radius || "–", 20);
+const radiusWords = (value) => RADII[value]?.[0].toLowerCase() ?? clean(value || "–", 20);
+const radius = (row) => radiusWords(row.radius);
 
 function nameOf(row) {
   if (!row.node && row.outcome !== "ok" && "outcome" in row) return "–";
   if (row.where === "here") return "this node";
-  return clean(peers.value.find((peer) => peer.id === row.node)?.name || row.where, 40);
+  return clean([...peers.value, ...strangers.value].find((peer) => peer.id === row.node)?.name || row.where, 40);
 }
 
 function Outcome({ row }) {
@@ -84,8 +85,10 @@ function Details({ row, onClose }) {
     ["Endpoint", html`<code>${clean(row.endpoint, 80)}</code>${row.stream ? ", streamed" : ""}`],
     ["Model", model(row) + (row.wanted && !row.model ? " (nobody serves it)" : "")],
     ["Answered by", html`${nameOf(row)} ${row.node && html`<code>${clean(row.node, 10)}</code>`}`],
-    ["Asked by", row.peer ? html`another node <code>${clean(row.peer, 10)}</code>` : "a program that uses this node"],
+    ["Asked by", row.peer ? html`${strangers.value.some((peer) => peer.id === row.peer && peer.radius === "public") ? "a stranger" : "another node"} <code>${clean(row.peer, 10)}</code>` : "a program that uses this node"],
     ["Radius", radius(row)],
+    ["Asked as far as", row.reached && row.reached !== row.radius && radiusWords(row.reached)],
+    ["Hash of the answer", row.output_sha256 && html`<code>${clean(row.output_sha256, 64)}</code>`],
     ["Outcome", html`<${Outcome} row=${row} />`],
     ["Error", row.error && html`<code>${clean(row.error, 80)}</code>`],
     ["Tokens", `${count(row.tokens_in)} in, ${count(row.tokens_out)} out`],
