@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from meshnode import __version__
-from meshnode.api.endpoints import PUBLIC_ENDPOINTS
+from meshnode.api.endpoints import COUNTING_ENDPOINTS, PUBLIC_ENDPOINTS
 from meshnode.api.upstream import Exchange
 from meshnode.config import Places, Settings
 from meshnode.core.open_policy import OpenLimits, OpenPolicy
@@ -65,13 +65,13 @@ class SwarmParts:
     has: Callable[[], Dynamic]
     offers: Callable[[], tuple[Offer, ...]]
     problems: ProblemBoard
-    tell: Tell
+    tell: Callable[[str, str], None]
     changed: Callable[[], None]
     relays: NostrRelays
     answer: Answer
     trust: Callable[[bytes], str]
     known_private: Callable[[], Collection[bytes]]
-    admitted: Sequence[tuple[str, str]] = tuple(("POST", path) for path in PUBLIC_ENDPOINTS)
+    admitted: Sequence[tuple[str, str]] = tuple(("POST", path) for path in (*PUBLIC_ENDPOINTS, *COUNTING_ENDPOINTS))
     limits: MeshLimits = MeshLimits()
     mapper: Mapper | None = None
     pausing: Callable[[bool], None] = lambda paused: None

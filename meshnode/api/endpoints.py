@@ -52,6 +52,8 @@ PUBLIC_PATHS = (
 )
 PUBLIC_ENDPOINTS = {path: ENDPOINTS[path] for path in PUBLIC_PATHS}
 """For strangers, all by POST: what takes a slot, as that is what is counted and bounded (guest_bounds.py)."""
+COUNTING_ENDPOINTS = {path: endpoint for path, endpoint in PEER_ENDPOINTS.items() if not endpoint.takes_slot}
+"""For strangers as well, as requests but no answers: a gateway needs them to go on with an answer of another node."""
 
 
 def allowed(method: str, path: str) -> bool:

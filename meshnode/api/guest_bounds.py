@@ -69,6 +69,13 @@ MEMBERS: Mapping[str, frozenset[str]] = {
     }.items()
 }
 """What is passed to the engine, by endpoint."""
+COUNTED: Mapping[str, frozenset[str]] = {
+    "/v1/chat/completions/input_tokens": MEMBERS["/v1/chat/completions"],
+    "/v1/responses/input_tokens": MEMBERS["/v1/responses"],
+    "/v1/messages/count_tokens": MEMBERS["/v1/messages"],
+    "/tokenize": frozenset({"model", "content", "with_pieces", "parse_special", "add_special"}),
+}
+"""The same of the endpoints that only count."""
 REFUSED = {
     "lora": "adapters are the owner's to choose",
     "id_slot": "slots are the owner's to give",
@@ -130,6 +137,20 @@ def bounded(path: str, raw: bytes, *, answer_tokens: int) -> Bounded:
     _check_lists(members)
     _check_media(members)
     return Bounded(path, members, estimate_tokens(members, len(raw)), wanted)
+
+
+def counted(path: str, raw: bytes) -> tuple[object, bytes]:
+    """The model that a request to count tokens names, and what the engine gets. Raises BadRequest or StrangerLimit."""
+    given = JsonObject.parse(raw).members
+    _check_shape(given)
+    members = {name: value for name, value in given.items() if name in COUNTED[path] and value is not None}
+    _check_grammars(members)
+    _check_lists(members)
+    _check_media(members)
+    try:
+        return members.get("model"), json.dumps(members, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError:
+        raise BadRequest("a number of the body is too large") from None
 
 
 # --- each bound -----------------------------------------------------------------------------------------------

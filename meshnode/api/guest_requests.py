@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 from meshnode.api.activity import Activity
 from meshnode.api.body import LARGE_BODY_BYTES
-from meshnode.api.endpoints import PUBLIC_ENDPOINTS
+from meshnode.api.endpoints import COUNTING_ENDPOINTS, PUBLIC_ENDPOINTS
 from meshnode.api.gate import Gates
-from meshnode.api.guest_bounds import MOST_BODY_BYTES, Bounded, bounded
+from meshnode.api.guest_bounds import MOST_BODY_BYTES, Bounded, bounded, counted
 from meshnode.api.metrics import Gauge, outcome
 from meshnode.api.peer_requests import Admitted, MemberTerms, PeerRequest, PeerRequests, Reply
 from meshnode.api.record import STATUS_CALLER_LEFT, Record
@@ -128,6 +128,8 @@ class GuestRequests:
         if (refused := self._guests.knock(stranger, self._clock())) is not None:
             raise _error(refused)
         try:
+            if request.path in COUNTING_ENDPOINTS:
+                return await self._counting(request)
             found = await self._read(request)
         except MeshnodeError as error:
             self._guests.refused(error.code)
@@ -167,10 +169,14 @@ class GuestRequests:
         prefix = self._trail.mask(admitted.guest.prefix)
         self._trail.record("served", node=record.peer, prefix=prefix, **{**audit_facts(record), "radius": "public"})
 
+    async def _counting(self, request: PeerRequest) -> Admitted:
+        """A question about tokens costs a request of the stranger's minute, and no slot."""
+        _check_endpoint(request)
+        model, body = await asyncio.to_thread(counted, request.path, request.body)
+        return Admitted(COUNTING_ENDPOINTS[request.path], body, model)
+
     async def _read(self, request: PeerRequest) -> Bounded:
         _check_endpoint(request)
-        if len(request.body) > MOST_BODY_BYTES:
-            raise BodyTooLarge(f"a stranger may send {MOST_BODY_BYTES} bytes")
         longest = self._guests.limits.answer_tokens
         if len(request.body) < LARGE_BODY_BYTES:
             return bounded(request.path, request.body, answer_tokens=longest)
@@ -219,9 +225,11 @@ def guest_gauges(facts: dict[str, Any]) -> Iterator[Gauge]:
 
 
 def _check_endpoint(request: PeerRequest) -> None:
-    if request.method != "POST" or request.path not in PUBLIC_ENDPOINTS:
+    if request.method != "POST" or request.path not in PUBLIC_ENDPOINTS | COUNTING_ENDPOINTS:
         listed = ", ".join(PUBLIC_ENDPOINTS)
         raise EndpointNotFound(f"{request.method} {request.path[:200]}; a stranger may POST to {listed}")
+    if len(request.body) > MOST_BODY_BYTES:
+        raise BodyTooLarge(f"a stranger may send {MOST_BODY_BYTES} bytes")
 
 
 def _paused() -> PublicPaused:

@@ -1,6 +1,6 @@
 import pytest
 
-from meshnode.api.endpoints import ENDPOINTS, PEER_ENDPOINTS, PUBLIC_ENDPOINTS, allowed
+from meshnode.api.endpoints import COUNTING_ENDPOINTS, ENDPOINTS, PEER_ENDPOINTS, PUBLIC_ENDPOINTS, allowed
 
 
 def test_peers_reach_what_callers_reach_and_the_tokenizer() -> None:
@@ -35,3 +35,4 @@ def test_strangers_reach_only_what_takes_a_slot_and_can_be_bounded() -> None:
     assert set(PUBLIC_ENDPOINTS) < set(ENDPOINTS)
     assert all(endpoint.takes_slot and not endpoint.multipart for endpoint in PUBLIC_ENDPOINTS.values())
     assert not {"/tokenize", "/v1/rerank", "/v1/messages/count_tokens"} & set(PUBLIC_ENDPOINTS)
+    assert "/tokenize" in COUNTING_ENDPOINTS and not any(each.takes_slot for each in COUNTING_ENDPOINTS.values())

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from meshnode.api.endpoints import PUBLIC_ENDPOINTS
+from meshnode.api.endpoints import COUNTING_ENDPOINTS, PUBLIC_ENDPOINTS
 from meshnode.api.guest_bounds import (
     ABSURD_TOKENS,
+    COUNTED,
     MEMBERS,
     MOST_ALTERNATIVES,
     MOST_BODY_BYTES,
@@ -18,6 +19,7 @@ from meshnode.api.guest_bounds import (
     PLAIN_TOKENS,
     Bounded,
     bounded,
+    counted,
 )
 from meshnode.api.resume import LIMIT_MEMBERS
 from meshnode.errors import BadRequest, MeshnodeError, StrangerLimit
@@ -52,7 +54,7 @@ def refusal(path: str, body: Any = None, **more: Any) -> MeshnodeError:
 
 
 def test_every_public_endpoint_has_its_members() -> None:
-    assert set(MEMBERS) == set(PUBLIC_ENDPOINTS)
+    assert set(MEMBERS) == set(PUBLIC_ENDPOINTS) and set(COUNTED) == set(COUNTING_ENDPOINTS)
     for members in MEMBERS.values():
         assert not members & {"lora", "id_slot", "cache_prompt", "n_discard", "n_keep", "chat_parser", "verbose"}
 
@@ -323,3 +325,21 @@ def test_the_largest_body_is_judged_in_time() -> None:
     begin = time.process_time()
     assert read(COMPLETION, raw).prompt_tokens > 100_000
     assert time.process_time() - begin < 1.0
+
+
+# --- counting -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", COUNTED)
+def test_a_count_asks_the_engine_for_nothing_else(path: str) -> None:
+    given = {"model": "demo", "content": ["a"], "input": "a", "messages": [], "lora": [], "id_slot": 1, "timings": True}
+    model, body = counted(path, json.dumps(given).encode())
+    assert model == "demo" and set(json.loads(body)) <= COUNTED[path] and "model" in json.loads(body)
+
+
+@pytest.mark.parametrize(
+    "raw", [b"", b"[]", b"[" * 1000, b'{"content":1e999}', b'{"content":' + b"[" * 500 + b"]" * 500 + b"}"]
+)
+def test_a_count_that_breaks_the_rules_is_refused(raw: bytes) -> None:
+    with pytest.raises((BadRequest, StrangerLimit)):
+        counted("/tokenize", raw)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from meshnode.api.activity import Activity
-from meshnode.api.endpoints import PEER_ENDPOINTS, PUBLIC_ENDPOINTS
+from meshnode.api.endpoints import COUNTING_ENDPOINTS, PEER_ENDPOINTS, PUBLIC_ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.guest_bounds import MOST_BODY_BYTES
 from meshnode.api.guest_requests import GuestRequests, guest_gauges
@@ -164,7 +164,21 @@ async def test_nothing_that_a_stranger_said_or_got_and_no_address_is_in_its_reco
     assert "canary" not in kept and "11.7." not in kept
 
 
-@pytest.mark.parametrize("path", sorted(set(PEER_ENDPOINTS) - set(PUBLIC_ENDPOINTS)))
+@pytest.mark.parametrize("path", sorted(COUNTING_ENDPOINTS))
+async def test_counting_costs_a_stranger_a_request_and_no_slot(llama: FakeLlamaServer, path: str) -> None:
+    node = Node(served(llama), requests=2)
+    llama.script = plain(200, b'{"input_tokens":3}')
+    body = {"model": "demo", "content": "a", "messages": [{"role": "user", "content": "a"}], "id_slot": 3, "x": 1}
+    for _ in range(2):
+        reply = await node.ask(path=path, body=body)
+        assert reply.status == 200
+    assert "id_slot" not in llama.requests[0].json and "x" not in llama.requests[0].json
+    assert node.facts["served"] == 0 and node.trail.records == [], "nothing was answered"
+    reply = await node.ask(path=path, body=body)
+    assert (reply.status, error(reply)["type"]) == (429, "stranger_limit")
+
+
+@pytest.mark.parametrize("path", sorted(set(PEER_ENDPOINTS) - set(PUBLIC_ENDPOINTS) - set(COUNTING_ENDPOINTS)))
 async def test_what_members_may_ask_for_is_not_all_for_strangers(llama: FakeLlamaServer, path: str) -> None:
     node = Node(served(llama))
     reply = await node.ask(path=path)
@@ -177,7 +191,7 @@ async def test_what_members_may_ask_for_is_not_all_for_strangers(llama: FakeLlam
     ("path", "method"),
     [
         *(("/slots", "GET"), ("/slots/0?action=save", "POST"), ("/props", "POST"), ("/lora-adapters", "POST")),
-        *(("/tokenize", "POST"), ("/apply-template", "POST"), ("/metrics", "GET"), ("/v1/models", "GET")),
+        *(("/tokenize", "GET"), ("/apply-template", "POST"), ("/metrics", "GET"), ("/v1/models", "GET")),
         *((f"{CHAT}/../../slots", "POST"), (f"{CHAT}?a", "POST"), (CHAT, "GET"), ("rpc", "POST"), ("/infill", "POST")),
     ],
 )
@@ -485,7 +499,7 @@ async def test_a_friend_in_the_public_mesh_is_no_stranger(llama: FakeLlamaServer
         assert (await node.ask(255, body={**STREAM, "cache_prompt": True})).status == 200
     assert llama.requests[0].json["cache_prompt"] is True
     assert node.trail.records == [] and node.facts["served"] == 0
-    assert (await node.ask(255, path="/tokenize", body={"content": "a"})).status == 404
+    assert (await node.ask(255, path="/v1/rerank", body={"query": "a"})).status == 404
 
 
 async def test_both_ends_of_a_request_have_the_same_hash(llama: FakeLlamaServer) -> None:
