@@ -29,7 +29,6 @@ from meshnode.mesh.options import MeshLimits, MeshOptions
 from meshnode.mesh.sessions import SessionLimits
 from meshnode.mesh.tunnel import Answer
 from meshnode.offers import peer_facts
-from meshnode.serving import Tell
 from meshnode.telemetry import LOG, ProblemBoard
 from meshnode.wire.registry import LIMIT_NAME_CHARS, Role, StreamType
 from meshnode.wire.schema import showable

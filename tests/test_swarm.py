@@ -105,7 +105,18 @@ async def test_without_any_relay_the_sentence_names_them(tmp_path: Path) -> None
 
 
 async def test_a_relay_that_never_answers_is_not_waited_for(tmp_path: Path, relay: str) -> None:
-    silent = await asyncio.start_server(lambda reader, writer: reader.read(), "127.0.0.1", 0)
+    ends: list[asyncio.Task[None]] = []
+
+    async def read_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while await reader.read(1 << 16):
+                continue
+        writer.close()
+
+    def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends.append(asyncio.create_task(read_on(reader, writer)))
+
+    silent = await asyncio.start_server(stall, "127.0.0.1", 0)
     stalls = f"ws://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
     async with stranger(tmp_path / "a", (relay,), offer("small"), publish=True) as a:
         await listed(a)
@@ -113,6 +124,7 @@ async def test_a_relay_that_never_answers_is_not_waited_for(tmp_path: Path, rela
             assert await b.until(lambda: b.state == "joined") < 1.0
             await b.until(lambda: b.hosts() == {"small": ["public"]})
     silent.close()
+    await asyncio.gather(*ends)
 
 
 async def test_everybody_who_says_one_name_meets(tmp_path: Path, relay: str) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import Protocol
 
@@ -67,6 +68,7 @@ class Reach:
         self._directions = Directions()
         self._pauses = Pauses(random.Random())
         self._book: tuple[PeerEntry, ...] = ()
+        self._attempts: dict[bytes, asyncio.Task[Link]] = {}
         self._strangers = asyncio.Event()
         """Set when a member was admitted that is not in the book."""
         self._search = Search(candidates=self.candidates, dial=self._try, enough=self._has_links, pauses=self._pauses)
@@ -82,9 +84,13 @@ class Reach:
 
     async def run(self) -> None:
         """Look for links whenever there are too few, and keep the book, until cancelled."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._search.run())
-            group.create_task(self._keep_book())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._search.run())
+                group.create_task(self._keep_book())
+        finally:
+            for attempt in list(self._attempts.values()):
+                attempt.cancel()
 
     def wake(self) -> None:
         """A link was lost, or there is somebody new to try."""
@@ -185,16 +191,34 @@ class Reach:
         targets = self._sensible(self._directions.to(node, [*addresses, *self.part.addresses(node)]))
         try:
             async with asyncio.timeout(timeout_s):
-                link = await self._link(node, targets, timeout_s)
+                link = await self._shared(node, targets)
                 return await self._sessions.session_on(link)
         except TimeoutError:
             raise PeerUnreachable(", ".join(map(str, targets))) from None
 
-    async def _link(self, node: bytes, targets: Sequence[Address], timeout_s: float) -> Link:
+    async def _shared(self, node: bytes, targets: Sequence[Address]) -> Link:
+        """A link to a peer. Callers that want the same one share the attempt; it goes on when one gives up."""
+        attempt = self._attempts.get(node)
+        if attempt is None:
+            attempt = self._attempts[node] = asyncio.ensure_future(self._link(node, targets))
+            attempt.add_done_callback(partial(self._attempted, node))
+        try:
+            return await asyncio.shield(attempt)
+        except asyncio.CancelledError:
+            if attempt.cancelled():
+                raise PeerUnreachable("this node is leaving") from None
+            raise
+
+    def _attempted(self, node: bytes, attempt: asyncio.Task[Link]) -> None:
+        del self._attempts[node]
+        if not attempt.cancelled():
+            attempt.exception()  # all callers may be gone: then nobody else looks at it
+
+    async def _link(self, node: bytes, targets: Sequence[Address]) -> Link:
         """Dial a peer, and after a moment look for it through a relay as well: who comes first is taken. A direct link
         that comes up later takes the place of the other one by itself.
         """
-        direct = asyncio.ensure_future(self.endpoint.dial(targets, expected=NodeId(node), timeout_s=timeout_s))
+        direct = asyncio.ensure_future(self.endpoint.dial(targets, expected=NodeId(node), timeout_s=DIAL_S))
         tasks = [direct]
         try:
             wait_s = None if self.relays is None else self.relays.head_start_s(node, targets)

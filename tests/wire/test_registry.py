@@ -15,10 +15,12 @@ from meshnode.wire.registry import (
     CLOSE_TEXTS,
     LEASE_TEXTS,
     MAY_OPEN,
+    RELAY_TEXTS,
     RESET_TEXTS,
     Close,
     LeaseCode,
     MessageId,
+    RelayCode,
     Reset,
     Role,
     RpcKind,
@@ -70,7 +72,7 @@ def test_every_number_has_its_shape() -> None:
 
 
 def test_codes_have_their_words() -> None:
-    for enum, texts in ((Close, CLOSE_TEXTS), (Reset, RESET_TEXTS), (LeaseCode, LEASE_TEXTS)):
+    for enum, texts in ((Close, CLOSE_TEXTS), (Reset, RESET_TEXTS), (LeaseCode, LEASE_TEXTS), (RelayCode, RELAY_TEXTS)):
         assert set(texts) == set(enum)
         assert all(text and not text.endswith(".") for text in texts.values())
         assert len(set(texts.values())) == len(texts)
@@ -78,10 +80,10 @@ def test_codes_have_their_words() -> None:
 
 def test_who_may_open_what() -> None:
     assert set(MAY_OPEN) == set(StreamType)
-    assert frozenset({StreamType.CONTROL, StreamType.PAIR}) == BEFORE_ADMISSION
+    assert frozenset({StreamType.CONTROL, StreamType.PAIR, StreamType.INQUIRY}) == BEFORE_ADMISSION
     for kind, roles in MAY_OPEN.items():
         assert roles or kind in BEFORE_ADMISSION, "nobody could ever open it"
-    assert MAY_OPEN[StreamType.RPC] == {Role.MEMBER}
+    assert MAY_OPEN[StreamType.RPC] == MAY_OPEN[StreamType.BULK] == {Role.MEMBER}
 
 
 def test_limits_are_given_and_hang_together() -> None:
