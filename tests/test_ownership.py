@@ -101,7 +101,7 @@ def test_that_of_a_key_that_was_given_up_gives_nothing_and_stops_nothing(files: 
     assert files.load_certificate(NODE) is None
 
 
-@pytest.mark.parametrize("of_node", [NODE, b"o" * 32])
+@pytest.mark.parametrize("of_node", [NODE, b"o" * 32], ids=["own", "other"])
 def test_a_forged_or_damaged_certificate_is_told(files: OwnerFiles, of_node: bytes) -> None:
     good = sign_for(OWNER, of_node, NOW_S)
     for text in (owners.to_text(bytes(64) + good[64:]), owners.to_text(good)[:-1], "mo1", "", "\xff" * 300):

@@ -170,7 +170,7 @@ async def test_with_every_relay_down_a_node_comes_back_by_its_saved_peers(tmp_pa
 
 async def test_an_address_that_was_given_is_enough(tmp_path: Path) -> None:
     async with stranger(tmp_path / "a", (NOBODY,), offer("small"), mesh_name="club") as a:
-        await a.until(lambda: a.facts["addresses"])
+        await a.until(lambda: a.state == "alone")
         at = a.facts["addresses"][0].replace("127.0.0.1", "localhost")
         async with stranger(tmp_path / "b", (NOBODY,), auto=True, bootstrap=("127.0.0.1:9", at)) as b:
             await b.until(lambda: b.state == "joined" and b.hosts() == {"small": ["public"]})
@@ -342,6 +342,7 @@ async def test_of_a_crowd_only_so_many_come_in(tmp_path: Path, monkeypatch: pyte
         stranger(tmp_path / "a", (NOBODY,), offer("small"), mesh_name="one") as a,
         contextlib.AsyncExitStack() as s,
     ):
+        await a.until(lambda: a.state == "alone")
         at = (a.facts["addresses"][0],)
         for number in range(crowd // 4):
             await s.enter_async_context(

@@ -73,6 +73,10 @@ class RelayedLinks:
         """A link has come up over this flow."""
         self._carried[link] = flow
 
+    def was_relayed(self, link: Link) -> bool:
+        """Whether a link is relayed, or was so a moment ago."""
+        return link.path == "relayed" or link in self._carried
+
     def admitted(self, link: Link) -> None:
         """The peer of a relayed link that we dialled was admitted: look for a direct path."""
         self._background.start(self._improve(link))
@@ -128,7 +132,7 @@ class RelayedLinks:
 
     async def _take_over(self, link: Link, direct: Link, otherwise: Callable[[], None]) -> None:
         # A search may be moving the link at the same time, which is as good.
-        if await link.redirect(direct.address) or await becomes_direct(link, TAKE_OVER_S):
+        if link.path == "direct" or await link.redirect(direct.address) or await becomes_direct(link, TAKE_OVER_S):
             direct.close(Close.DUPLICATE)
         elif direct.alive:
             otherwise()

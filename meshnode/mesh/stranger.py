@@ -6,6 +6,7 @@ with a key made for the visit, the stranger does not even learn which node has c
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -58,7 +59,8 @@ async def visit(
     try:
         yield await endpoint.dial(addresses, expected=expected, timeout_s=timeout_s)
     finally:
-        await endpoint.close()
+        # Who asks many at once gives up the others, perhaps twice: the socket is given back all the same.
+        await asyncio.shield(endpoint.close())
 
 
 def open_pairing(link: Link) -> MeshStream:

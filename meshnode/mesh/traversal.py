@@ -184,19 +184,17 @@ class Traversal:
         return None if peer is None else peer.link.path
 
     def link_up(self, link: Link) -> bool:
-        """Whether a new link, which came up late, is left alone: a relayed one is not needed any more, and a direct one
-        only shows where the relayed one can go on. To replace that would cost what is under way in it.
+        """Whether a new link, which came up late, is left alone: it only shows where the relayed one can go on. To
+        replace that one would cost what is under way in it.
         """
         peer = self._sessions.get(link.peer)
-        if peer is None or not link.dialled or peer.link is link or not peer.link.alive or peer.link.silent:
+        if peer is None or not link.dialled or link.path == "relayed":
             return False
-        if link.path == "relayed":
-            link.close(Close.DUPLICATE)
-            return True
-        if peer.link.path == "relayed":
-            self._links.shown(peer.link, link, otherwise=lambda: self._sessions.link_up(link))
-            return True
-        return False
+        relayed = peer.link
+        if relayed is link or not self._links.was_relayed(relayed) or not relayed.alive or relayed.silent:
+            return False
+        self._links.shown(relayed, link, otherwise=lambda: self._sessions.link_up(link))
+        return True
 
     def peer_up(self, peer: Peer) -> None:
         """A peer was admitted. If it is reached through a relay, a direct path is looked for."""

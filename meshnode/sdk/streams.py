@@ -20,7 +20,10 @@ from meshnode.sdk.refusals import refusal_in
 from meshnode.sdk.values import ChatCompletion, ChatCompletionChunk, Message, Usage
 
 RESUMED = "meshnode-resumed "
-"""How the comment begins by which the gateway says that another node goes on."""
+"""How the comment begins by which the gateway says that another node goes on; ` radius=public` may end it."""
+RADIUS = "meshnode-radius "
+"""How the comment begins by which it says how far the answer is from, where the head went out before that was known."""
+RADII = ("local", "trusted", "public")
 END = "[DONE]"
 
 Item = TypeVar("Item")
@@ -62,7 +65,8 @@ class Stream:
         async for chunk in stream:
             print(chunk.choices[0].delta.content or "", end="")
 
-    `node` begins the id of the node that began to answer; `resumed` counts the nodes that went on with it since.
+    `node` begins the id of the node that began to answer; `resumed` counts the nodes that went on with it since;
+    `radius` is that of the furthest of them all: local, trusted, public, or "" while it is not known.
     """
 
     def __init__(self, exchange: Exchange) -> None:
@@ -72,6 +76,7 @@ class Stream:
         self._ended = False
         self.node = exchange.headers.get("x-meshnode-node", "")
         self.resumed = _count(exchange.headers.get("x-meshnode-resumed", ""))
+        self.radius = _radius(exchange.headers.get("x-meshnode-radius", ""))
 
     def __aiter__(self) -> Reading[ChatCompletionChunk]:
         return Reading(self.next_chunk, self.stop)
@@ -90,12 +95,20 @@ class Stream:
     def _read(self, piece: bytes) -> None:
         for event in self._events.feed(piece):
             if event.comment:
-                if event.text.startswith(RESUMED):
-                    self.resumed = _count(event.text.removeprefix(RESUMED))
+                self._note(event.text)
             elif event.text == END:
                 self._ended = True
             elif not self._ended:
                 self._ready.append(self._chunk(event.text))
+
+    def _note(self, comment: str) -> None:
+        """What the gateway says beside the answer."""
+        if comment.startswith(RESUMED):
+            times, _, told = comment.removeprefix(RESUMED).partition(" radius=")
+            self.resumed = _count(times)
+            self.radius = _radius(told) or self.radius
+        elif comment.startswith(RADIUS):
+            self.radius = _radius(comment.removeprefix(RADIUS)) or self.radius
 
     def _chunk(self, text: str) -> ChatCompletionChunk:
         try:
@@ -129,10 +142,12 @@ class Stream:
 class Answer(str):
     """A whole answer: its text, which is a `str`, and what is known of it.
 
-    `node` begins the id of the node that began it; `resumed` counts those that went on after it was lost.
+    `node` begins the id of the node that began it; `resumed` counts those that went on after it was lost; `radius` is
+    that of the furthest of them.
     """
 
     node: str
+    radius: str
     model: str
     usage: Usage | None
     resumed: int
@@ -186,6 +201,11 @@ class Reply:
         """How many nodes went on with the answer after the one before was lost."""
         return self._stream.resumed if self._stream is not None else 0
 
+    @property
+    def radius(self) -> str:
+        """How far the furthest node that took part is: local, trusted, public, or "" while it is not known."""
+        return self._stream.radius if self._stream is not None else ""
+
     def __aiter__(self) -> AsyncIterator[str]:
         if self._begun:
             raise WrongUse("an answer can be read once", fix="`text` has what came")
@@ -204,6 +224,7 @@ class Reply:
         answer = Answer(self.text)
         answer.node, answer.model, answer.usage = self.node, self.model, self.usage
         answer.resumed, answer.finish_reason, answer.reasoning = self.resumed, self.finish_reason, self.reasoning
+        answer.radius = self.radius
         return answer
 
     async def _next_piece(self) -> str | None:
@@ -249,6 +270,10 @@ class Reply:
         if self._stream is not None:
             self._stream.stop()
         self._on_end(self)
+
+
+def _radius(text: str) -> str:
+    return text if text in RADII else ""
 
 
 def _count(text: str) -> int:

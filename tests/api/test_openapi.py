@@ -15,9 +15,13 @@ from meshnode.api.openapi import document
 from tests.api.console import Console, console
 from tests.api.schemas import faults, resolved
 from tests.conftest import NodeProcess, StartNode
+from tests.e2e.waiting import eventually
+from tests.lab.nostr_relay import relay
 
 DOCUMENT = json.loads(document())
 CALLS = {(call.method, call.path): call for call in Console().calls()}
+PUBLIC = {f"/api/{name}" for name in ("swarm/pause", "swarm/join", "swarm/leave", "discover", "providers")}
+"""Calls that need strangers; /api/radius and /api/audit do without."""
 OPERATIONS = {
     (method.upper(), path): operation
     for path, methods in DOCUMENT["paths"].items()
@@ -94,7 +98,7 @@ async def test_bounds_of_queries_and_bodies_are_those_of_the_document() -> None:
             if method == "GET":
                 continue
             schema = operation["requestBody"]["content"]["application/json"]["schema"]
-            needed = {name: "demo" for name in schema.get("required", ())}
+            needed = {name: a_value(schema["properties"][name]) for name in schema.get("required", ())}
             success = next(int(status) for status in operation["responses"] if status.startswith("2"))
             assert (await node.ask(path, needed)).status == success, path
             for name in needed:
@@ -106,6 +110,11 @@ async def test_bounds_of_queries_and_bodies_are_those_of_the_document() -> None:
                 for value, good in values_for(member):
                     status = (await node.ask(path, {**needed, name: value})).status
                     assert (status == success) == good, (path, name, value)
+
+
+def a_value(schema: dict[str, Any]) -> object:
+    """A good value for a member."""
+    return True if schema["type"] == "boolean" else schema.get("enum", ["demo"])[0]
 
 
 def values_for(schema: dict[str, Any]) -> Iterator[tuple[object, bool]]:
@@ -217,6 +226,10 @@ def test_the_answers_of_nodes_are_as_the_document_says(start_node: StartNode) ->
     here.ask("/api/ping", {"node": "nobody"}, 404)
     here.ask("/api/join", {"token": "mn1abc"}, 400)
     here.ask("/api/pair", {})
+    assert here.ask("/api/radius", {"radius": "local"}) == {"radius": "local", "before": "trusted"}
+    assert here.ask("/api/audit?limit=1")["records"] == []
+    here.ask("/api/swarm/leave", {}, 409)
+    here.ask("/api/providers?model=demo", status=409)
     here.ask("/api/invite/revoke", {"id": here.ask("/api/invite", {})["id"]})
 
     there = Asking(start_node())
@@ -236,4 +249,30 @@ def test_the_answers_of_nodes_are_as_the_document_says(start_node: StartNode) ->
     assert here.ask("/api/stop", {"now": True}, 202) == {"stopping": True}
     # What is left needs a model that may be thrown away; the metrics are no JSON.
     left = {"/api/remove", "/api/pull/stop", "/metrics"}
-    assert {path for _, path in set(OPERATIONS) - here.asked} == left
+    assert {path for _, path in set(OPERATIONS) - here.asked} == left | PUBLIC
+
+
+@pytest.mark.engine
+def test_the_answers_of_nodes_in_a_public_mesh_are_as_the_document_says(start_node: StartNode) -> None:
+    with relay() as url:
+        environment = {"MESHNODE_NOSTR_RELAY": url, "MESHNODE_DRAIN_TIMEOUT": "1"}
+        here = Asking(start_node("--model", "demo", "--publish", environment=environment))
+        there = Asking(start_node(environment=environment))
+        assert there.ask("/api/status")["swarm"] is None
+        eventually(lambda: here.ask("/api/status")["swarm"]["listing"])
+        there.ask("/api/swarm/join", {"name": "\n%"}, 400)
+        assert there.ask("/api/swarm/join", {"name": "MeshNode"}) == {"state": "looking", "name": "meshnode"}
+        eventually(lambda: [each for each in there.ask("/api/status")["models"] if each["where"] == "public (1)"])
+        there.ask("/api/radius", {"radius": "public"})
+        chat = {"model": "demo", "messages": [{"role": "user", "content": "hello"}]}
+        assert there.ask("/v1/chat/completions", chat)["choices"]
+        assert there.ask("/api/status")["requests"]["recent"][0]["output_sha256"]
+        [asked], [served] = there.ask("/api/audit")["records"], here.ask("/api/audit")["records"]
+        assert asked["output_sha256"] == served["output_sha256"]
+        [mesh] = eventually(lambda: there.ask("/api/discover?model=demo&region=")["meshes"])
+        assert mesh["shown"]
+        assert there.ask("/api/providers?model=demo")["content_hash"]
+        assert here.ask("/api/swarm/pause", {"paused": True}) == {"paused": True}
+        assert here.ask("/api/status")["swarm"]["strangers"]["served"] == 1
+        assert there.ask("/api/swarm/leave", {}) == {"left": "meshnode"}
+        assert {path for _, path in here.asked | there.asked} >= PUBLIC

@@ -334,7 +334,7 @@ def test_whatever_strangers_write_is_only_text(fake, open_console, width) -> Non
     node.answers["/api/audit"] = (200, audited(*records))
     page = open_console(node, "public", width=width)
     page.on("dialog", lambda dialog: pytest.fail(dialog.message))
-    page.evaluate("window.pwned = () => console.error('pwned')")
+    page.evaluate("() => { window.pwned = () => console.error('pwned'); }")
     page.get_by_role("button", name="Look", exact=True).click()
     card(page, "Find meshes").get_by_text(f"{len(NAMES)} meshes are listed").wait_for()
     card(page, "Audit log").get_by_text(f"{len(records)} records").wait_for()

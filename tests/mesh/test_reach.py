@@ -273,3 +273,16 @@ async def test_what_comes_at_the_same_moment_is_all_looked_at(town: Neighbourhoo
     asyncio.get_running_loop().call_later(0.02, both.set)
     assert await reach.session(node) is link  # type: ignore[comparison-overlap]
     gc.collect()
+
+
+async def test_callers_that_want_the_same_peer_share_one_way_through_a_relay(town: Neighbourhood) -> None:
+    """Two links would come up, and the second would end the first with what has begun there."""
+    reach, node, link = await apart(town)
+    reach.endpoint = SimpleNamespace(dial=_never)  # type: ignore[assignment]
+    reach.relays = relays = Relays(0.01, link)
+    given_up = asyncio.ensure_future(reach.session(node))
+    found = asyncio.gather(*(reach.session(node) for _ in range(5)))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    assert await found == [link] * 5
+    assert relays.asked == 1 and reach._attempts == {}

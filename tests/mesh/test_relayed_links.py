@@ -184,12 +184,16 @@ async def test_a_path_that_does_not_last_is_looked_for_again() -> None:
     await world.links.close()
 
 
-@pytest.mark.parametrize("how", ["redirect", "search", "neither"])
+@pytest.mark.parametrize("how", ["redirect", "search", "before", "neither"])
 async def test_a_direct_dial_that_is_answered_late_shows_the_way(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relayed_links, "TAKE_OVER_S", 0.05)
     world, late, left = World(), FakeLink(), []
     late.address = DIRECT
     world.link.deaf = how != "redirect"
+    if how == "before":
+        world.link.address = DIRECT
+    assert world.links.was_relayed(world.link)  # type: ignore[arg-type]
+    assert world.links.was_relayed(late) is False  # type: ignore[arg-type]
     world.links.shown(world.link, late, otherwise=lambda: left.append(late))  # type: ignore[arg-type]
     await settled()
     if how == "search":

@@ -146,6 +146,7 @@ async def test_a_direct_dial_that_is_answered_late_costs_no_stream(town: Neighbo
     for resident in (one, other):  # both are too busy to look for a direct path
         resident.mesh._traversal._paths._serving |= {bytes((number,)) * 32 for number in range(MOST_SERVED)}
     await one.mesh.call(other.id, other.mesh.addresses)
+    await asyncio.sleep(1.2)  # both may have dialled: one of the two links is closed after a second
     tick = asyncio.Semaphore(0)
     other.answer = slowly(30, tick.acquire)
     exchange = await one.send(other)

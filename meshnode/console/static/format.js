@@ -83,3 +83,6 @@ export const sentence = (text, most = 400) => {
   const words = clean(text, most);
   return words && `${words[0].toUpperCase()}${words.slice(1)}${/[.!?…:]$/.test(words) ? "" : "."}`;
 };
+
+/** What a table of this page has under a word that may be anybody's: `__proto__` and its like are in none. */
+export const own = (table, word) => (Object.hasOwn(table, word) ? table[word] : undefined);

@@ -2,7 +2,7 @@
 
 import { html, useEffect, useRef, useSignal } from "../lib.js";
 import { get } from "../api.js";
-import { clean, clock, count, seconds, short } from "../format.js";
+import { clean, clock, count, own, seconds, short } from "../format.js";
 import { Badge } from "../parts/badge.js";
 import { Button, CopyButton } from "../parts/button.js";
 import { Card } from "../parts/card.js";
@@ -23,11 +23,11 @@ const OUTCOMES = { ok: ["good", "answered"], left: ["off", "caller left"], refus
 const VERDICTS = { good: ["good", "as claimed"], bad: ["bad", "other weights"], unknown: ["off", "not sure yet"] };
 
 const cut = (text) => html`<span class="cut" title=${text}>${text}</span>`;
-const kindOf = (row) => KINDS[row.kind] ?? clean(row.kind, 20);
+const kindOf = (row) => own(KINDS, row.kind) ?? clean(row.kind, 20);
 const who = (row) => (row.node ? clean(strangers.value.find((peer) => peer.id === row.node)?.name, 40) || short(row.node) : "–");
 
 function outcomeOf(row) {
-  const known = row.kind === "checked" ? VERDICTS[row.verdict] : OUTCOMES[row.outcome];
+  const known = row.kind === "checked" ? own(VERDICTS, row.verdict) : own(OUTCOMES, row.outcome);
   const [kind, words] = known ?? ["off", clean(row.outcome || row.verdict || row.reason || "–", 60)];
   return html`<${Badge} kind=${kind}>${words}${row.error && ` (${clean(row.error, 40)})`}<//>`;
 }

@@ -1,7 +1,7 @@
 // Who else is in the public mesh: what each says of itself, how it is reached, and what checks of its answers found.
 
 import { html } from "../lib.js";
-import { clean } from "../format.js";
+import { clean, own } from "../format.js";
 import { Badge } from "../parts/badge.js";
 import { Card } from "../parts/card.js";
 import { Empty } from "../parts/notice.js";
@@ -15,7 +15,7 @@ const VERDICTS = {
   bad: ["bad", "other weights"],
 };
 
-const verdictOf = (peer) => VERDICTS[peer.verdict] ?? VERDICTS.unknown;
+const verdictOf = (peer) => own(VERDICTS, peer.verdict) ?? VERDICTS.unknown;
 const cut = (text) => html`<span class="cut" title=${text}>${text}</span>`;
 const modelsOf = (peer) => peer.models?.map(({ id }) => clean(id, 60)).join(", ") || "–";
 

@@ -3,7 +3,7 @@
 
 import { html, useSignal } from "../lib.js";
 import { get } from "../api.js";
-import { clean, count, milliseconds, seconds, sentence, short } from "../format.js";
+import { clean, count, milliseconds, own, seconds, sentence, short } from "../format.js";
 import { announce } from "../parts/announce.js";
 import { Badge } from "../parts/badge.js";
 import { Button } from "../parts/button.js";
@@ -26,7 +26,7 @@ const LONGEST_REGION = 40;
 
 /** How a Nostr relay behaved. */
 export function RelayState({ report }) {
-  const [kind, words] = RELAYS[report.state] ?? ["off", clean(report.state, 20)];
+  const [kind, words] = own(RELAYS, report.state) ?? ["off", clean(report.state, 20)];
   return html`<code class="cut" title=${clean(report.url, 300)}>${clean(report.url, 80)}</code>
     <${Badge} kind=${kind}>${words}<//>
     <span class="muted">${[clean(report.text, 120), milliseconds(report.elapsed_s * 1e3)].filter(Boolean).join(", ")}</span>`;

@@ -1,7 +1,7 @@
 // The members of a mesh as the console shows them: what each is here, how it is, how it is reached, and the splits
 // that run over them. Pure functions of the status; names in it are what others say of themselves.
 
-import { clean, milliseconds } from "../format.js";
+import { clean, milliseconds, own } from "../format.js";
 import { WHO } from "../radius.js";
 
 /** What a node does, in one word each, and the sentence of the legend. */
@@ -38,7 +38,7 @@ export const isHere = (peer) => !["dead", "left"].includes(stateOf(peer));
 export const pathOf = (peer) => (peer.path ? (peer.path === "direct" ? "direct" : "relayed") : "none");
 
 /** Who it is to this node: "own", "friend" or "stranger"; "" while nothing says so. */
-export const whoOf = (peer) => WHO[peer.radius] ?? "";
+export const whoOf = (peer) => own(WHO, peer.radius) ?? "";
 
 /** What a node is called; an id where it says nothing that can be shown. */
 export const nameOf = (peer, most = 64) => clean(peer.name, most) || peer.short || peer.id.slice(0, 10);

@@ -4,7 +4,7 @@
 
 import { html, useSignal } from "../lib.js";
 import { address, member, now } from "../store.js";
-import { ago, clean, count, sentence, short } from "../format.js";
+import { ago, clean, count, own, sentence, short } from "../format.js";
 import { Badge } from "../parts/badge.js";
 import { Button, CopyButton } from "../parts/button.js";
 import { Card } from "../parts/card.js";
@@ -45,7 +45,7 @@ const codes = (texts) => texts.map((each) => html`<code key=${each}>${clean(each
 
 const pathTo = (swarm, id) => {
   const peer = swarm.peers?.find((each) => each.id === id || each.short === id);
-  return clean(peer?.name, 40) || short(id);
+  return clean(peer?.name, 40) || short(clean(id, 64));
 };
 
 function Standing({ swarm }) {
@@ -56,12 +56,12 @@ function Standing({ swarm }) {
       <${CopyButton} text=${mesh.id} label="Copy the id of the mesh" />
     <//>`}
     ${role && html`<${Fact} name="As">${role === "client" ? "a client: it asks, and serves nothing" : "a member"}<//>`}
-    ${nat && html`<${Fact} name="Router">${NATS[nat.kind] ?? clean(nat.kind, 40)}<//>`}
+    ${nat && html`<${Fact} name="Router">${own(NATS, nat.kind) ?? clean(nat.kind, 40)}<//>`}
     ${addresses.length > 0 && html`<${Fact} name="Addresses">${codes(addresses)}<//>`}
     ${nat?.observed.length > 0 && html`<${Fact} name="As others see it">${codes(nat.observed)}<//>`}
     ${nat?.mapped.length > 0 && html`<${Fact} name="Opened by the router">${codes(nat.mapped)}<//>`}
     ${nat && html`<${Fact} name="Relays in use">
-      ${nat.relays.length ? nat.relays.map((id) => html`<span class="line" key=${id} title=${id}>${pathTo(swarm, id)}</span>`) : "none"}
+      ${nat.relays.length ? nat.relays.map((id) => html`<span class="line" key=${id} title=${clean(id, 64)}>${pathTo(swarm, id)}</span>`) : "none"}
     <//>`}
     ${dht?.running && html`<${Fact} name="Found by models">
       ${plural(dht.providing, "model")} of this node in the hash table, which it keeps with ${plural(dht.peers, "other")}
@@ -118,7 +118,7 @@ async function leave(acts, mesh) {
 }
 
 function Swarm({ swarm, acts }) {
-  const [kind, words] = STATES[swarm.state] ?? ["busy", clean(swarm.state, 40)];
+  const [kind, words] = own(STATES, swarm.state) ?? ["busy", clean(swarm.state, 40)];
   const failed = swarm.state === "failed";
   return html`<${Card} title="This node" actions=${html`<${Badge} kind=${kind}>${words}<//>`}>
     ${failed || swarm.state === "alone"
@@ -174,7 +174,7 @@ function Strangers({ swarm, acts }) {
       ].map(([name, value]) => html`<div key=${name}><dt>${name}</dt><dd>${value}</dd></div>`)}
     </dl>
     ${reasons.length > 0 && html`<p class="muted">
-      Refused: ${reasons.map(([reason, number]) => `${REASONS[reason] ?? clean(reason.replaceAll("-", " "), 40)} (${count(number)})`).join(", ")}.
+      Refused: ${reasons.map(([reason, number]) => `${own(REASONS, reason) ?? clean(reason.replaceAll("-", " "), 40)} (${count(number)})`).join(", ")}.
     </p>`}
   <//>`;
 }

@@ -3,7 +3,7 @@
 import { html, useEffect, useSignal } from "../lib.js";
 import { member, now, peers, strangers } from "../store.js";
 import { get } from "../api.js";
-import { clean, clock, count, milliseconds, rate, seconds } from "../format.js";
+import { clean, clock, count, milliseconds, own, rate, seconds } from "../format.js";
 import { announce } from "../parts/announce.js";
 import { Badge } from "../parts/badge.js";
 import { Button, CopyButton } from "../parts/button.js";
@@ -34,7 +34,7 @@ const pace = (row) => {
 const short = (span_s) => milliseconds(span_s * 1e3);
 const paceWords = (row) => dash(pace(row), rate);
 
-const radiusWords = (value) => RADII[value]?.[0].toLowerCase() ?? clean(value || "–", 20);
+const radiusWords = (value) => own(RADII, value)?.[0].toLowerCase() ?? clean(value || "–", 20);
 const radius = (row) => radiusWords(row.radius);
 
 function nameOf(row) {
