@@ -16,7 +16,10 @@ from itertools import takewhile
 
 from bench.machine import ROOT
 
-NAMES = ("startup", "console", "gateway", "transport", "relay", "traversal", "mesh", "split", "compare_litellm")
+NAMES = (
+    *("startup", "console", "gateway", "transport", "relay", "traversal", "mesh", "split", "swarm", "verify"),
+    "compare_litellm",
+)
 
 
 def commands(arguments: Sequence[str]) -> list[list[str]]:

@@ -18,7 +18,10 @@ from bench.record import FOLDER, SCHEMA, bounds, limit, number
 
 README = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
-ORDER = ("gateway", "mesh", "split", "transport", "relay", "membership", "litellm", "startup", "console")
+ORDER = (
+    *("gateway", "mesh", "split", "swarm", "verify", "transport", "relay", "traversal", "membership", "dht", "litellm"),
+    *("startup", "console"),
+)
 MARKS = {True: "yes", False: "**no**", None: ""}
 
 Result = dict[str, Any]

@@ -28,7 +28,7 @@ from meshnode.mesh.open_vault import OpenVault
 from meshnode.mesh.options import MeshLimits, MeshOptions
 from meshnode.mesh.sessions import SessionLimits
 from meshnode.mesh.tunnel import Answer
-from meshnode.offers import peer_facts
+from meshnode.offers import nat_facts, peer_facts
 from meshnode.telemetry import LOG, ProblemBoard
 from meshnode.wire.registry import LIMIT_NAME_CHARS, Role, StreamType
 from meshnode.wire.schema import showable
@@ -87,7 +87,9 @@ class PublicMesh:
         self.vault = vault
         self.policy = policy
         self.counters: Counter[str] = Counter()
-        self.dht = Dht(identity=parts.identity, role=role, counters=self.counters)
+        self.dht = Dht(
+            identity=parts.identity, role=role, counters=self.counters, reachable=lambda: self._can_be_dialled
+        )
         self.mesh: Mesh
         self._mapping: asyncio.Task[None] | None = None
 
@@ -166,9 +168,15 @@ class PublicMesh:
         exchange.close()
         return exchange.status < 500 and exchange.status not in REFUSALS
 
+    @property
+    def _can_be_dialled(self) -> bool:
+        """Whether nodes that do not know this one can reach it: no NAT is known of, or a router forwards the port."""
+        nat = self.mesh.nat
+        return bool(nat.mapped) or nat.kind in ("none", "unknown")
+
     def facts(self) -> dict[str, Any]:
         """What is shown of it in /api/status."""
-        its, mesh, mine, nat = self._its, self.mesh, self.vault.credentials, self.mesh.nat
+        its, mesh, mine = self._its, self.mesh, self.vault.credentials
         return {
             "mesh": None if mine is None else {"id": mine.mesh.hex(), "name": mine.mesh_name},
             "role": self.role.name.lower(),
@@ -179,12 +187,7 @@ class PublicMesh:
                 if node != its.identity.node_id
             ],
             "addresses": [str(address) for address in mesh.addresses],
-            "nat": {
-                "kind": nat.kind,
-                "observed": [str(address) for address in nat.observed],
-                "mapped": [str(address) for address in nat.mapped],
-                "relays": list(nat.relays),
-            },
+            "nat": nat_facts(mesh.nat),
             "strangers": {"serving": 0, "waiting": 0, "served": 0, "refused": 0, "tokens_out": 0} | its.strangers(),
             "dht": self.dht.facts(),
             "counters": {**mesh.counters, **self.counters},

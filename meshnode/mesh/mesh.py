@@ -116,9 +116,7 @@ class Mesh:
             counters=counters,
             limits=limits.streams,
         )
-        self._favours = Favours(
-            vault, measure=self._measure, send=self._send, renewed=self.identify, counters=counters
-        )
+        self._favours = Favours(vault, measure=self._measure, send=self._send, renewed=self.identify, counters=counters)
         self._part: Part | None = None
         self._has = Dynamic()
         self.entered = 0

@@ -13,7 +13,9 @@ from meshnode.api.activity import Activity
 from meshnode.api.app import api_app, gateway_app
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
-from meshnode.api.inference import Inference, Limits, Record, trusted_by_default
+from meshnode.api.inference import Answered, Inference, nobody, trusted_by_default
+from meshnode.api.record import Record
+from meshnode.api.request import Limits
 from meshnode.api.served import Served
 from meshnode.core.radius import Radius
 from meshnode.core.routing import HostView, Ranked, Wanted
@@ -113,6 +115,7 @@ async def gateway(
     stall_s: float = 10,
     radius: Callable[[], Radius] = trusted_by_default,
     pages_may_widen: bool = False,
+    answered: Answered = nobody,
 ) -> AsyncIterator[Gateway]:
     """The model API in front of `models`."""
     running = Gateway(list(models), Gates(capacity=capacity, timeout_s=timeout_s))
@@ -126,6 +129,7 @@ async def gateway(
         activity=running.activity,
         radius=radius,
         pages_may_widen=pages_may_widen,
+        answered=answered,
     )
     running.app = gateway_app(
         inference=inference,

@@ -6,6 +6,8 @@ import pytest
 
 from meshnode.api import request as request_module
 from meshnode.api.endpoints import ENDPOINTS
+from meshnode.api.request import Request
+from meshnode.api.served import Host
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, Received, Script, endless, plain, raw, silent, streaming
 from tests.api.raw_http import Connection, ask, request
@@ -542,6 +544,30 @@ async def test_a_caller_that_leaves_the_queue_is_never_forwarded(gateway: Gatewa
     await until(lambda: gateway.gates.snapshot("demo").busy == 0)
     assert len(llama.requests) == 1
     assert sorted(record.status for record in gateway.records) == [499, 499, 499]
+
+
+# --- who answered -----------------------------------------------------------------------------------------------
+
+
+async def test_a_whole_stream_is_told_with_its_host_and_a_broken_one_is_not(
+    llama: FakeLlamaServer,
+) -> None:
+    told: list[tuple[str, bytes, bool]] = []
+
+    def answered(request: Request, stream: bytes, host: Host) -> None:
+        told.append((request.model.id, stream, host.here))
+
+    async with running.gateway(served(llama), answered=answered) as gateway:
+        llama.script = streaming([TOKEN, LAST, DONE])
+        for body in (STREAM, HELLO):
+            assert (await ask(gateway.port, CHAT, body)).status == 200
+        assert told == [("demo", TOKEN + LAST + DONE, True)] * 2, "a plain answer was a stream as well"
+        told.clear()
+        llama.script = plain(400, b'{"error":{"message":"no"}}')
+        await ask(gateway.port, CHAT, STREAM)
+        llama.script = raw(b"HTTP/1.1 200 X\r\nContent-Type: text/event-stream\r\nContent-Length: 999\r\n\r\n" + TOKEN)
+        await ask(gateway.port, CHAT, STREAM)
+        assert told == []
 
 
 # --- the rest -------------------------------------------------------------------------------------------------

@@ -77,6 +77,8 @@ def status(**model: Any) -> dict[str, Any]:
         "api": {"url": "http://localhost:9337/v1", "listen_all": False, "key_required": False},
         "console": {"url": "http://localhost:3131"},
         "models": [served],
+        "swarm": None,
+        "trust": {"radius": "trusted", "owner": None, "ends_at": None},
         "mesh": {"id": "cd" * 32, "name": "a mesh", "state": "alone", "peers": [], "invites": []},
         "requests": {"running": [], "recent": [], "tokens_per_s": 0.0},
         "tasks": [],
@@ -89,12 +91,17 @@ def status(**model: Any) -> dict[str, Any]:
 
 @dataclass
 class FakeChat:
-    """The node. Each chat takes the next of `scripts`; `asked` has the bodies that came, `left` counts callers gone."""
+    """The node. Each chat takes the next of `scripts`; `asked` has the bodies that came, `left` counts callers gone.
+
+    `radius` is that of all answers, `radii` has what each request named; "" where it named none.
+    """
 
     status: dict[str, Any] = field(default_factory=status)
     scripts: list[Sequence[Part]] = field(default_factory=list)
     refusals: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     asked: list[dict[str, Any]] = field(default_factory=list)
+    radius: str = "local"
+    radii: list[str] = field(default_factory=list)
     left: threading.Event = field(default_factory=threading.Event)
     console_url: str = ""
 
@@ -123,12 +130,14 @@ class FakeChat:
                 break
         assert (b"x-meshnode-token", TOKEN.encode()) in scope["headers"]
         self.asked.append(json.loads(body))
+        self.radii += [value.decode() for name, value in scope["headers"] if name == b"x-meshnode-radius"] or [""]
         if self.refusals:
             code, error = self.refusals.pop(0)
             await _head(send, code, "application/json")
             await send({"type": "http.response.body", "body": json.dumps({"error": error}).encode()})
             return
-        await _head(send, 200, "text/event-stream", [(b"x-meshnode-node", NODE[:10].encode())])
+        headers = [(b"x-meshnode-node", NODE[:10].encode()), (b"x-meshnode-radius", self.radius.encode())]
+        await _head(send, 200, "text/event-stream", headers)
         watch = asyncio.create_task(self._watch(receive))
         for part in self.scripts.pop(0):
             if watch.done():

@@ -154,6 +154,87 @@ def test_a_resumed_answer_is_marked(page: Any, node: FakeChat) -> None:
     assert "123,456" not in page.locator(".chat-facts").inner_text()
 
 
+def test_an_answer_of_strangers_is_marked(page: Any, node: FakeChat) -> None:
+    node.scripts = [answer("near"), [chunk("a"), b": meshnode-resumed 1 radius=public\n\n", *answer("b")]]
+    ask(page, "go")
+    until_over(page)
+    assert page.get_by_text("answered by a stranger").count() == 0
+    ask(page, "on")
+    until_over(page, 2)
+    assert page.get_by_text("answered by a stranger").count() == 1
+    node.radius, node.scripts = "public", [answer("far")]
+    ask(page, "further")
+    until_over(page, 3)
+    assert page.get_by_text("answered by a stranger").count() == 2
+
+
+# --- how far a conversation may go ------------------------------------------------------------------------------------
+
+NOT_HERE = {"where": "public (2)", "radius": "public"}
+
+
+def at_most(page: Any, choice: str) -> None:
+    """Say how far the open conversation may go."""
+    page.get_by_role("button", name="System prompt and parameters").click()
+    page.get_by_label("How far it may go").select_option(choice)
+    page.get_by_role("button", name="Done").click()
+
+
+def test_a_conversation_is_kept_nearer_than_the_node_says(page: Any, node: FakeChat) -> None:
+    node.scripts = [answer("one"), answer("two"), answer("three")]
+    ask(page, "go")
+    until_over(page)
+    page.get_by_role("button", name="System prompt and parameters").click()
+    choice = page.get_by_label("How far it may go")
+    disabled = choice.locator("option").evaluate_all("all => all.filter((one) => one.disabled).map((one) => one.value)")
+    assert disabled == ["public"], "no page may widen what the node says"
+    link = page.get_by_role("dialog").get_by_role("link")
+    assert link.get_attribute("href") == "#/public"
+    page.get_by_role("button", name="Done").click()
+    at_most(page, "local")
+    assert page.get_by_role("button", name="System prompt and parameters").inner_text() == "1 set"
+    ask(page, "on")
+    until_over(page, 2)
+    page.reload()
+    page.get_by_text("two", exact=True).wait_for()
+    ask(page, "further")
+    until_over(page, 3)
+    assert node.radii == ["", "local", "local"], "it is kept with the conversation"
+
+
+def test_a_model_beyond_the_radius_is_said_to_be(open_console: Any) -> None:
+    with fake_chat(status=status(**NOT_HERE)) as node:
+        page = open_console(node, "chat")
+        page.get_by_text("Only strangers serve parrot").wait_for()
+        assert page.get_by_role("link", name="Public").last.get_attribute("href") == "#/public"
+        assert "too far" in page.get_by_label("Model").inner_text()
+        told = status(**NOT_HERE) | {"trust": {"radius": "public", "owner": None, "ends_at": None}}
+    with fake_chat(status=told, radius="public") as node:
+        node.scripts = [answer("far")]
+        page = open_console(node, "chat")
+        page.get_by_label("Model").wait_for()
+        assert page.get_by_text("Only strangers serve parrot").count() == 0
+        ask(page, "go")
+        until_over(page)
+        page.get_by_text("answered by a stranger").wait_for()
+        at_most(page, "trusted")
+        page.get_by_text("Only strangers serve parrot").wait_for()
+        assert node.radii == [""]
+
+
+def test_where_callers_have_a_key_a_conversation_may_go_further(open_console: Any) -> None:
+    told = status(**NOT_HERE)
+    with fake_chat(status=told | {"api": told["api"] | {"key_required": True}}, radius="public") as node:
+        node.scripts = [answer("far")]
+        page = open_console(node, "chat")
+        page.get_by_text("Only strangers serve parrot").wait_for()
+        at_most(page, "public")
+        page.get_by_text("Only strangers serve parrot").wait_for(state="detached")
+        ask(page, "go")
+        until_over(page)
+        assert node.radii == ["public"]
+
+
 def test_code_is_copied_as_it_was_written(page: Any, node: FakeChat) -> None:
     code = 'def f():\n\treturn "<b>" &amp; 1  \n\n# end'
     node.scripts = [answer(f"Look:\n\n```python\n{code}\n```\n\nand `x`", 9)]

@@ -17,7 +17,9 @@ STREAM = (
     ": ping\n\n"
     'data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}\n\n'
     'event: x\nid: 4\ndata: {"choices":[{"delta":\ndata: {"content":"eins ü 数"}}]}\n\n'
+    ": meshnode-radius trusted\n\n: meshnode-radius of all\n\n"
     ": meshnode-resumed 2\n\n"
+    ": meshnode-resumed 3 radius=public\n\n: meshnode-resumed 4 radius=mars\n\n"
     'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\r\r'
     'data:{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}\n\n'
     "data: not json\n\ndata: 7\n\ndata: null\n\n"
@@ -71,7 +73,9 @@ def test_a_stream_is_the_same_however_it_is_cut(run: Any) -> None:
         {},
         {"reasoning": "hm"},
         {"content": "eins ü 数"},
+        {"radius": "trusted"},
         {"resumed": 2},
+        {"resumed": 3, "radius": "public"},
         {"finish": "stop"},
         {"usage": {"prompt_tokens": 3, "completion_tokens": 4}},
         {"end": True},
@@ -131,6 +135,9 @@ def test_an_answer_knows_its_times_and_counts(run: Any) -> None:
     assert answer_of(run, [*items, (6600, timings)])["speed"] == 99.5
     resumed = answer_of(run, [*items, (4000, {"resumed": 1}), (6600, timings)])
     assert resumed["resumed"] == 1 and resumed["speed"] < 1, "the engine's figure is that of the second node only"
+    farther = answer_of(run, [(1200, {"radius": "trusted"}), (1300, {"resumed": 1, "radius": ""}), *items])
+    assert farther["radius"] == "trusted"
+    assert answer_of(run, [*items, (7000, {"resumed": 1, "radius": "public"})])["radius"] == "public"
 
 
 def test_how_an_answer_ends(run: Any) -> None:

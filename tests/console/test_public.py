@@ -110,7 +110,10 @@ def test_what_failed_is_said_and_can_be_tried_again(fake, open_console) -> None:
     failed = {"state": "failed", "sentence": "no relay could be asked", "mesh": None, "paused": False}
     page = open_console(node := fake(a_status(swarm=failed)), "public")
     page.get_by_text("No relay could be asked.").wait_for()
-    node.answers["/api/swarm/join"] = (400, {"error": {"code": "bad-request", "message": "a name has letters", "fix": "x"}})
+    node.answers["/api/swarm/join"] = (
+        400,
+        {"error": {"code": "bad-request", "message": "a name has letters", "fix": "x"}},
+    )
     page.expected(REFUSED)
     page.get_by_label("Name of a public mesh").fill("%%%")
     page.get_by_role("button", name="Join it").click()
@@ -280,7 +283,14 @@ def test_the_audit_log_is_shown_and_read_anew_as_it_grows(fake, open_console) ->
 def test_other_views_tell_strangers_from_friends(fake, open_console) -> None:
     status = a_status(a_peer(1, radius="local"), a_peer(2), swarm=a_swarm(a_stranger(5)))
     finished = a_request(5) | {"radius": "public", "reached": "public", "peer": "", "outcome": "ok", "status": 200}
-    times = {"at": 1_790_000_000.0, "queued_s": 0.0, "first_byte_s": 0.1, "total_s": 1.0, "tokens_in": 1, "tokens_out": 9}
+    times = {
+        "at": 1_790_000_000.0,
+        "queued_s": 0.0,
+        "first_byte_s": 0.1,
+        "total_s": 1.0,
+        "tokens_in": 1,
+        "tokens_out": 9,
+    }
     counts = {"retries": 0, "resumed": 0, "resume_failed": False, "endpoint": "/v1/x", "error": "", "wanted": ""}
     recent = [finished | times | counts | {"output_sha256": "cd" * 32}]
     status["requests"] = status["requests"] | {"recent": recent, "finished": 1}
@@ -321,7 +331,10 @@ def test_whatever_strangers_write_is_only_text(fake, open_console, width) -> Non
         for number, name in enumerate(NAMES, 1)
     ]
     for mesh, name in zip(meshes, NAMES, strict=True):
-        mesh["listed"] = mesh["listed"] | {"models": [{"name": name, "hash": "", "hosts": 1}] * 32, "wanted": [name] * 32}
+        mesh["listed"] = mesh["listed"] | {
+            "models": [{"name": name, "hash": "", "hosts": 1}] * 32,
+            "wanted": [name] * 32,
+        }
         if mesh["shown"]:
             mesh["shown"] = mesh["shown"] | {"models": [name] * 32}
     failure = {"code": worst, "message": worst, "fix": worst}

@@ -164,6 +164,25 @@ async def test_an_answer_that_another_node_ended_says_so() -> None:
     assert (await reply_of(app)).resumed == 0
 
 
+async def test_an_answer_tells_how_far_it_is_from() -> None:
+    farther = b": meshnode-resumed 2 radius=public\n\n"
+    app = scripted(b": meshnode-radius trusted\n\n" + piece("one ") + farther + piece("two") + LAST + DONE)
+    stream, seen = await stream_of(app), list[tuple[str, int]]()
+    assert stream.radius == ""
+    async for chunk in stream:
+        seen.append((stream.radius, chunk.resumed))
+    assert seen == [("trusted", 0), ("public", 2), ("public", 2)]
+    answer = await reply_of(app)
+    assert (answer.radius, answer.resumed, answer) == ("public", 2, "one two")
+    app.headers["x-meshnode-radius"] = "local"
+    app.answers[CHAT] = b": meshnode-radius of evil\n\n: meshnode-resumed 1 radius=all\n\n" + DONE
+    answer = await reply_of(app)
+    assert (answer.radius, answer.resumed) == ("local", 1)
+    app.headers["x-meshnode-radius"] = "everywhere"
+    assert (await stream_of(app)).radius == ""
+    assert reply_of(app).radius == ""
+
+
 async def test_a_stream_can_be_closed_in_three_ways() -> None:
     app = scripted(piece("one "), hold=True)
     stream = await stream_of(app)
