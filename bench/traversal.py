@@ -28,7 +28,7 @@ from tests.lab.nat_mesh import Meeting, NatMesh, meet
 PARTS = ("pairs", "loss", "relay", "carrier")
 ROUNDS = 8
 LOSS_PERCENT = 20
-RELAYED_BYTES = 64 << 20
+RELAYED_BYTES, ANSWERS = 64 << 20, 5
 LIVE_PAUSE_S = 0.01
 """After each 64 KiB of the answer that moves: it goes on long after that."""
 USABLE_S, CONE_S, MIXED_S, LOSS_S, RELAY_MB_S = 0.3, 0.5, 10.0, 3.0, 10.0
@@ -103,11 +103,12 @@ def relay(run: Run, mesh: NatMesh, size_bytes: int) -> None:
             node = mesh.members[kind].id
             client.ask("call", node=node, limit_s=10)
             client.ask("until_direct", node=node, limit_s=0 if kind == "symmetric" else 10)
-            done = client.ask("download", node=node, size_bytes=size_bytes)
-            if not done["whole"]:
-                raise RuntimeError(f"the answer {name} was not whole")
-            note = f"three processes, {size_bytes >> 20} MiB, path {' then '.join(done['paths'])}"
-            rate = size_bytes / 1e6 / done["s"]
+            done = [client.ask("download", node=node, size_bytes=size_bytes) for _ in range(ANSWERS)]
+            if not all(each["whole"] for each in done):
+                raise RuntimeError(f"an answer {name} was not whole")
+            paths = sorted({path for each in done for path in each["paths"]})
+            note = f"median of {ANSWERS} answers of {size_bytes >> 20} MiB, {', '.join(paths)}"
+            rate = quantile([size_bytes / 1e6 / each["s"] for each in done], 0.5)
             run.add(Figure(f"a long answer {name}", rate, "MB/s", limit, at_least=True, note=note))
         node = mesh.members["port_restricted"].id
         done = cone.ask("download", node=node, size_bytes=size_bytes, pause_s=LIVE_PAUSE_S)

@@ -38,6 +38,7 @@ from meshnode.mesh.streams import StreamHandler
 from meshnode.mesh.tunnel import Answer
 from meshnode.mesh.vault import Vault
 from meshnode.neighbours import Neighbours
+from meshnode.net.portmap import PortMapper
 from meshnode.offers import (
     client_facts,
     has_replica,
@@ -99,6 +100,8 @@ class Meshing:
         self._handlers = handlers
         self._has = has
         self._trust = trust
+        # A port for friends is asked for only where the owner says so: strangers' port is the public mesh's affair.
+        self._mapper = PortMapper(changed=changed) if settings.port_map == "on" else None
         self._answer: Answer | None = None
         self._publisher: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -143,6 +146,8 @@ class Meshing:
         self._mesh = await self._open()
         if invite is not None:
             await self._mesh.join(*invite)
+        if self._mapper is not None:
+            await self._mapper.start(self._mesh.bound.port)
         self._neighbours.open(self._mesh)
         self._publisher = asyncio.create_task(self._publish(), name="publish")
         self._say_where()
@@ -166,6 +171,7 @@ class Meshing:
             software=f"meshnode {__version__}",
             relay=self._settings.relay != "off",
             guess_ports=self._settings.guess_ports,
+            mapped=lambda: self._mapper.mapped if self._mapper is not None else (),
             owner=lambda: self._trust.certificate,
         )
         return await Mesh.start(
@@ -211,6 +217,8 @@ class Meshing:
                 await self._publisher
         if self._neighbours is not None:
             await self._neighbours.close()
+        if self._mapper is not None:
+            await self._mapper.close()
         if self._mesh is not None:
             mesh, self._mesh = self._mesh, None
             await mesh.close(drain_s=drain_s)

@@ -115,7 +115,7 @@ class Strangers:
                 trust=its.trust,
                 known_private=its.known_private,
                 limits=PUBLIC_LIMITS,
-                mapper=PortMapper(changed=its.changed) if settings.port_map != "off" else None,
+                mapper=PortMapper(changed=its.changed) if _wants_port(settings) else None,
                 pausing=self._guests.pause,
                 strangers=self._guests.facts,
                 verdict=lambda node: self._reputations.verdict(node.hex()),
@@ -228,6 +228,11 @@ class Strangers:
             yield from guest_gauges(self._guests.facts())
             for what, count in sorted(self._verifier.counters.items()):
                 yield "meshnode_verification", "Answers of strangers that were looked at", {"what": what}, count
+
+
+def _wants_port(settings: Settings) -> bool:
+    """Whether the router is asked to forward the port of strangers: not for a node that nobody dials."""
+    return settings.port_map == "on" or (settings.port_map == "auto" and settings.goes_public and not settings.client)
 
 
 class _FoundOut:

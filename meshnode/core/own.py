@@ -205,7 +205,7 @@ class OwnStatements:
 
 def _of_note(body: Dynamic) -> tuple[Any, ...]:
     """What of a Dynamic is news when it differs: not where the node is, nor who is near."""
-    return body.devices, body.models, body.monitors, body.claims, body.weights, body.rpc
+    return body.devices, body.models, body.monitors, body.claims, body.weights, body.rpc, body.relay, body.nat
 
 
 def _shorter(body: Any) -> Iterable[Any]:

@@ -37,6 +37,8 @@ __all__ = ["Counters", "Endpoint", "EndpointOptions", "Handler"]
 
 TICK_S = 1.0
 GRACE_S = 1.0
+RETIRE_S = 60.0
+"""How long an answer that was begun on a link that is not kept may go on there."""
 CLOSE_LIMIT_S = 1.0
 LONG_HEADER_FROM = 0x80
 
@@ -380,8 +382,17 @@ class Endpoint:
         if not link.superseded:
             link.announce()
 
-    def _retire(self, link: Link) -> None:
-        if link.superseded and link.alive:
+    def _retire(self, link: Link, patience_s: float = RETIRE_S) -> None:
+        """Close a link that is not kept. Where both ends have dialled, what was begun on it may end first; of its
+        streams the one for control stays. Where one of them has dialled twice it has restarted, and nothing will come.
+        """
+        if not link.superseded or not link.alive:
+            return
+        kept = self.link(link.peer)
+        both_dialled = kept is not None and kept.dialled is not link.dialled
+        if both_dialled and link.streams > 1 and not link.silent and patience_s > 0:
+            self._loop.call_later(GRACE_S, self._retire, link, patience_s - GRACE_S)
+        else:
             link.close(Close.DUPLICATE)
 
     def announced(self, link: Link) -> None:

@@ -202,37 +202,35 @@ def test_a_conversation_is_kept_nearer_than_the_node_says(page: Any, node: FakeC
     assert node.radii == ["", "local", "local"], "it is kept with the conversation"
 
 
-def test_a_model_beyond_the_radius_is_said_to_be(open_console: Any) -> None:
-    with fake_chat(status=status(**NOT_HERE)) as node:
-        page = open_console(node, "chat")
-        page.get_by_text("Only strangers serve parrot").wait_for()
-        assert page.get_by_role("link", name="Public").last.get_attribute("href") == "#/public"
-        assert "too far" in page.get_by_label("Model").inner_text()
-        told = status(**NOT_HERE) | {"trust": {"radius": "public", "owner": None, "ends_at": None}}
-    with fake_chat(status=told, radius="public") as node:
-        node.scripts = [answer("far")]
-        page = open_console(node, "chat")
-        page.get_by_label("Model").wait_for()
-        assert page.get_by_text("Only strangers serve parrot").count() == 0
-        ask(page, "go")
-        until_over(page)
-        page.get_by_text("answered by a stranger").wait_for()
-        at_most(page, "trusted")
-        page.get_by_text("Only strangers serve parrot").wait_for()
-        assert node.radii == [""]
+def test_a_model_beyond_the_radius_is_said_to_be(node: FakeChat, open_console: Any) -> None:
+    node.status = status(**NOT_HERE)
+    page = open_console(node, "chat")
+    page.get_by_text("Only strangers serve parrot").wait_for()
+    assert page.get_by_role("main").get_by_role("link", name="Public").get_attribute("href") == "#/public"
+    assert "too far" in page.get_by_label("Model").inner_text()
+    node.status |= {"trust": {"radius": "public", "owner": None, "ends_at": None}}
+    node.radius, node.scripts = "public", [answer("far")]
+    page = open_console(node, "chat")
+    assert page.get_by_text("Only strangers serve parrot").count() == 0
+    ask(page, "go")
+    until_over(page)
+    page.get_by_text("answered by a stranger").wait_for()
+    at_most(page, "trusted")
+    page.get_by_text("Only strangers serve parrot").wait_for()
+    assert node.radii == [""]
 
 
-def test_where_callers_have_a_key_a_conversation_may_go_further(open_console: Any) -> None:
-    told = status(**NOT_HERE)
-    with fake_chat(status=told | {"api": told["api"] | {"key_required": True}}, radius="public") as node:
-        node.scripts = [answer("far")]
-        page = open_console(node, "chat")
-        page.get_by_text("Only strangers serve parrot").wait_for()
-        at_most(page, "public")
-        page.get_by_text("Only strangers serve parrot").wait_for(state="detached")
-        ask(page, "go")
-        until_over(page)
-        assert node.radii == ["public"]
+def test_where_callers_have_a_key_a_conversation_may_go_further(node: FakeChat, open_console: Any) -> None:
+    node.status = status(**NOT_HERE)
+    node.status["api"]["key_required"] = True
+    node.radius, node.scripts = "public", [answer("far")]
+    page = open_console(node, "chat")
+    page.get_by_text("Only strangers serve parrot").wait_for()
+    at_most(page, "public")
+    page.get_by_text("Only strangers serve parrot").wait_for(state="detached")
+    ask(page, "go")
+    until_over(page)
+    assert node.radii == ["public"]
 
 
 def test_code_is_copied_as_it_was_written(page: Any, node: FakeChat) -> None:

@@ -220,6 +220,28 @@ async def test_a_stream_on_the_link_that_is_not_kept_is_delivered_and_can_finish
         assert small.recorder.down[0][1] == Close.DUPLICATE
 
 
+async def test_a_long_answer_on_the_link_that_is_not_kept_comes_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_S", 0.05)
+    async with two_nodes() as (small, large):
+        await large.dial(small)
+        await until(lambda: bool(small.recorder.up))
+        control, stream = (large.recorder.up[0].open_stream() for _ in range(2))
+        for each in (control, stream):
+            each.write(b"?")
+        kept = await small.endpoint._reach([large.address], large.node_id, 5.0)
+        answers = [await small.stream() for _ in range(2)]
+        answer = next(each for each in answers if each.id == stream.id)
+        for _ in range(10):  # four times the grace
+            answer.write(b"word ")
+            assert await stream.read(5) == b"word "
+            await asyncio.sleep(0.02)
+        assert small.recorder.down == [] and answer.link is not kept
+        answer.write_eof()
+        stream.write_eof()
+        await until(lambda: bool(small.recorder.down))
+        assert small.recorder.down[0][1] == Close.DUPLICATE
+
+
 async def test_a_peer_that_restarted_replaces_its_old_link() -> None:
     async with node(0) as one:
         async with node(1) as other:
