@@ -44,6 +44,8 @@ class Mapper(Protocol):
 
     @property
     def mapped(self) -> Sequence[Any]: ...
+    @property
+    def facts(self) -> dict[str, Any]: ...
     async def start(self, port: int) -> None: ...
     async def close(self) -> None: ...
 
@@ -187,7 +189,7 @@ class PublicMesh:
                 if node != its.identity.node_id
             ],
             "addresses": [str(address) for address in mesh.addresses],
-            "nat": nat_facts(mesh.nat),
+            "nat": nat_facts(mesh.nat) | ({} if its.mapper is None else {"mapping": its.mapper.facts}),
             "strangers": {"serving": 0, "waiting": 0, "served": 0, "refused": 0, "tokens_out": 0} | its.strangers(),
             "dht": self.dht.facts(),
             "counters": {**mesh.counters, **self.counters},

@@ -33,12 +33,15 @@ def classify(observations: Iterable[Observation], local: Collection[Address] = (
 
     Of several observations from one host the last counts, so that a peer has one voice however many ports it has. What
     peers on the local network see says nothing of the router: once anybody sees a global address, only such count; and
-    IPv4 is judged alone where it was observed, as IPv6 is hardly ever translated.
+    IPv4 is judged alone where it was observed, as IPv6 is hardly ever translated. A node that is only ever dialled hears
+    of nobody; an own IPv4 address of the internet says then that there is no NAT.
     """
     voices = {found.observer.host: found.seen for found in observations}
     seen = list(voices.values())
     for usable in (lambda address: not address.is_ipv6, is_global):
         seen = [address for address in seen if usable(address)] or seen
+    if not seen:
+        seen = [address for address in local if is_global(address) and not address.is_ipv6]
     if seen and all(address in local for address in seen):
         return Nat.NONE
     if len(seen) < WITNESSES:

@@ -257,7 +257,7 @@ def test_the_answers_of_nodes_in_a_public_mesh_are_as_the_document_says(start_no
     with relay() as url:
         environment = {"MESHNODE_NOSTR_RELAY": url, "MESHNODE_DRAIN_TIMEOUT": "1"}
         here = Asking(start_node("--model", "demo", "--publish", environment=environment))
-        there = Asking(start_node(environment=environment))
+        there = Asking(start_node("--no-standby", environment=environment))
         assert there.ask("/api/status")["swarm"] is None
         eventually(lambda: here.ask("/api/status")["swarm"]["listing"])
         there.ask("/api/swarm/join", {"name": "\n%"}, 400)

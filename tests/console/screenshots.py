@@ -1,6 +1,7 @@
 """A picture of every view of the console, in both themes, from real nodes: `just screenshots` writes docs/screenshots/.
 
-A mesh of five (two serve the demo, two lend their memory, one is client-only) with requests behind it. Look at them.
+A mesh of five (two serve the demo, two lend their memory, one is client-only) with requests behind it, whose founder
+publishes, and a stranger. Look at them.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ from tests.conftest import NodeProcess
 from tests.console.browser import launch
 from tests.e2e.meshes import SMALL, invite_for, until_hosts
 from tests.e2e.waiting import eventually
+from tests.lab.nostr_relay import relay
 
 FOLDER = Path(__file__).parents[2] / "docs" / "screenshots"
-VIEWS = ("overview", "mesh", "memory", "models", "chat", "requests", "invite", "agents", "settings", "spending")
+VIEWS = (
+    *("overview", "mesh", "memory", "models", "chat", "requests", "invite", "public", "agents", "settings"),
+    "spending",
+)
 QUESTIONS = ("hello", "count from 1 to 30", "what is meshnode?", "2 + 3", "say the alphabet")
 SIZE = {"width": 1280, "height": 860}
 
 
-def start_mesh(folder: Path) -> list[NodeProcess]:
-    """A founder that serves the demo, a member that serves it too, two that lend, and a client-only node."""
+def start_mesh(folder: Path, nostr: str) -> list[NodeProcess]:
+    """A founder that serves the demo, a member that serves it too, two that lend, a client-only node, a stranger."""
     common = ("--json", "--port", "0", "--console", "0")
-    environment = {**SMALL, "MESHNODE_CTX_SIZE": "4096", "HF_HUB_CACHE": str(folder / "models")}
-    founder = NodeProcess(
-        *common, "--model", "demo", "--name", "studio", home=folder / "studio", environment=environment
-    )
+    small = {**SMALL, "MESHNODE_CTX_SIZE": "4096", "HF_HUB_CACHE": str(folder / "models")}
+    environment = {**small, "MESHNODE_NOSTR_RELAY": nostr}
+    publishing = ("--model", "demo", "--name", "studio", "--publish", "--mesh-name", "orchard")
+    founder = NodeProcess(*common, *publishing, home=folder / "studio", environment=environment)
     nodes = [founder.wait_ready()]
     token = invite_for(founder, 5)
     member = NodeProcess(
@@ -44,18 +49,21 @@ def start_mesh(folder: Path) -> list[NodeProcess]:
         for name in ("workshop", "cellar")
     ]
     nodes += [each.wait_ready() for each in (member, client, *lenders)]
-    for node in nodes:
+    eventually(lambda: founder.status()["swarm"]["listing"], 30)
+    stranger = NodeProcess(*common, "--auto", "--name", "harbour", home=folder / "harbour", environment=environment)
+    nodes.append(stranger.wait_ready())
+    for node in nodes[:-1]:
         until_hosts(node, {"demo": 2})
     eventually(lambda: sum(peer["reachable"] for peer in founder.status()["mesh"]["peers"]) == 4, 30)
+    eventually(lambda: stranger.status()["models"], 30)
     return nodes
 
 
-def ask(node: NodeProcess, question: str) -> None:
+def ask(node: NodeProcess, question: str, radius: str = "trusted") -> None:
     """One request, so that there is something to show."""
     body = {"model": "demo", "max_tokens": 120, "messages": [{"role": "user", "content": question}]}
-    request = urllib.request.Request(
-        f"{node.base_url}/v1/chat/completions", json.dumps(body).encode(), {"content-type": "application/json"}
-    )
+    headers = {"content-type": "application/json", "x-meshnode-radius": radius}
+    request = urllib.request.Request(f"{node.base_url}/v1/chat/completions", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         answer.read()
 
@@ -88,12 +96,13 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=FOLDER)
     chosen = parser.parse_args()
     chosen.to.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="meshnode-") as folder, sync_playwright() as playwright:
-        nodes = start_mesh(Path(folder))
+    with tempfile.TemporaryDirectory(prefix="meshnode-") as folder, relay() as nostr, sync_playwright() as playwright:
+        nodes = start_mesh(Path(folder), nostr)
         try:
             for question in QUESTIONS:
                 for node in nodes[:3]:
                     ask(node, question)
+                ask(nodes[-1], question, "public")
             browser = launch(playwright)
             for view in chosen.views:
                 for theme in ("light", "dark"):

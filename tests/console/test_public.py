@@ -406,7 +406,7 @@ def test_strangers_meet_by_the_console(start_node, open_console) -> None:
         here = start_node(
             "--model", "demo", "--publish", "--mesh-name", "orchard", "--name", "apple", environment=environment
         )
-        there = start_node("--name", "pear", environment=environment)
+        there = start_node("--name", "pear", "--no-standby", environment=environment)
         offering, using = open_console(here, "public"), open_console(there, "public")
         using.get_by_text("This node meets no strangers").wait_for()
         offering.get_by_text("This node lists the mesh").wait_for(timeout=20_000)

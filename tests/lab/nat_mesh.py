@@ -186,9 +186,9 @@ class NatMesh:
         self._invites = {role: first.ask("invite", role=role)["token"] for role in ("member", "client")}
         self._bring_in(others, "member")
         for kind, node in self.members.items():
-            until(partial(self._is_settled, node, kind), f"the member behind {kind}", node)
-            if self._mapping:
-                until(partial(self._is_mapped, node), f"the mapping for {kind}", node)
+            # Who can be dialled may never learn what it is behind: nobody that it dialled itself has told it.
+            ready = partial(self._is_mapped, node) if self._mapping else partial(self._is_settled, node, kind)
+            until(ready, f"the member behind {kind}", node)
 
     def _bring_in(self, nodes: list[NatNode], role: str) -> None:
         started = [(node, node.begin("start")) for node in nodes]
@@ -210,8 +210,8 @@ class NatMesh:
     def _is_mapped(self, node: NatNode) -> bool:
         """Whether its router forwards a port, and the relays know."""
         mapped = node.ask("facts")["nat"]["mapped"]
-        told = [relay.ask("facts")["members"][node.id]["addresses"] for relay in self.relays]
-        return bool(mapped) and all(mapped[0] in addresses for addresses in told)
+        told = [relay.ask("facts")["members"].get(node.id) for relay in self.relays]
+        return bool(mapped) and all(facts is not None and mapped[0] in facts["addresses"] for facts in told)
 
     def _knows_all(self, node: NatNode) -> bool:
         known = node.ask("facts")["members"]

@@ -28,6 +28,12 @@ def test_nobody_has_spoken() -> None:
     assert classify([], [OWN]) is Nat.UNKNOWN
 
 
+def test_who_is_only_dialled_looks_at_its_own_addresses() -> None:
+    at_home, outside_it = Address("10.0.0.5", 9338), Address("11.7.3.2", 9338)
+    assert classify([], [at_home, outside_it]) is Nat.NONE
+    assert classify([], [Address("2600::5", 9338)]) is Nat.UNKNOWN, "IPv4 may be translated all the same"
+
+
 def test_one_peer_is_not_enough() -> None:
     assert classify(seen_by(*outside(9337)), [OWN]) is Nat.UNKNOWN
 

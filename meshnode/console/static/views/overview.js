@@ -28,7 +28,9 @@ const words = computed(() => {
   const here = ready.value.filter((model) => model.where === "here").length;
   if (told.value === "stopping") return ["Stopping", "Answers that have begun are finished; nothing new is taken on."];
   if (ready.value.length) {
-    const place = here === ready.value.length ? "on this node" : here ? "on this node and in the mesh" : "in the mesh";
+    const far = ready.value.every((model) => model.radius === "public");
+    const mesh = far ? "among strangers, for requests that may go there" : "in the mesh";
+    const place = here === ready.value.length ? "on this node" : here ? "on this node and in the mesh" : mesh;
     return ["Ready", `${named(ready.value.slice(0, 3))}${ready.value.length > 3 ? ` and ${ready.value.length - 3} more` : ""} ${ready.value.length === 1 ? "answers" : "answer"} ${place}.`];
   }
   if (idle.value) return ["Idle", "Nothing can be asked here yet."];
