@@ -37,6 +37,8 @@ from meshnode.api.events import Events
 from meshnode.api.http_server import HttpServer, listen
 from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Metrics
+from meshnode.api.public_control import nothing_public
+from meshnode.api.radius_control import RadiusControl
 from meshnode.console.site import load, site
 from meshnode.errors import NotInMesh
 from meshnode.node import leave_to_stay
@@ -308,6 +310,8 @@ def _console(events: Events) -> Any:
         stop=lambda now: None,
         token="none",
         mesh=no_mesh(lambda: NotInMesh("there is none")),
+        public=nothing_public(lambda: NotInMesh("there is none")),
+        radius=RadiusControl("trusted"),
         models=nothing,
         search=nothing,
         pull=nothing,

@@ -27,13 +27,13 @@ from bench.figures import quantile
 from bench.record import Figure, Run
 from meshnode.api.attempt import Errand, exchange_with
 from meshnode.api.body import JsonObject
-from meshnode.api.endpoints import ENDPOINTS
+from meshnode.api.endpoints import ENDPOINTS, PEER_ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.record import token_counts
 from meshnode.api.request import Request
 from meshnode.api.served import Host, Served
 from meshnode.api.upstream import Connect, over_sockets
-from meshnode.api.verifying import ALTERNATIVES, QUESTION_S, question, readable, scored_of
+from meshnode.api.verifying import ALTERNATIVES, QUESTION_S, question, readable, scored_of, tokens_of
 from meshnode.config import find_places
 from meshnode.core.verification import Reputations, Scored, places_of
 from meshnode.engine.provision import find
@@ -93,7 +93,7 @@ async def sent(connect: Connect, path: str, body: dict[str, Any] | bytes) -> byt
     """One whole answer."""
     raw = body if isinstance(body, bytes) else json.dumps({"model": "demo", **body}).encode()
     host = Host("f" * 64, connect=connect)
-    errand = Errand("demo", ENDPOINTS[path], raw, "application/json", "bench")
+    errand = Errand("demo", PEER_ENDPOINTS[path], raw, "application/json", "bench")
     gates = Gates(capacity=1, timeout_s=1)
     async with asyncio.timeout(QUESTION_S):
         async with exchange_with(lambda: host, errand, here=False, gates=gates, slots=1) as exchange:
@@ -123,8 +123,9 @@ async def looked_at(
     scored, read_tokens = [], 0
     begun = time.monotonic()
     places = places_of(len(pieces), chance)
+    tokens = tokens_of(await sent(second, "/tokenize", {"content": pieces, "with_pieces": True}))
     for place in places:
-        reply = await sent(second, COMPLETIONS, question(answered, place))
+        reply = await sent(second, COMPLETIONS, question(answered, place, tokens))
         scored.append(scored_of(reply, "".join(pieces[place:]).encode()))
         read_tokens += json.loads(reply)["timings"]["prompt_n"]
     look_s = time.monotonic() - begun

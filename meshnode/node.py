@@ -30,8 +30,8 @@ from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
 from meshnode.api.mesh_control import no_mesh
-from meshnode.api.public_control import nothing_public
 from meshnode.api.metrics import Gauge, Metrics
+from meshnode.api.public_control import nothing_public
 from meshnode.api.radius_control import RadiusControl
 from meshnode.api.record import Record
 from meshnode.api.served import Served
@@ -51,8 +51,8 @@ from meshnode.planning import Speeds
 from meshnode.pool import Pool
 from meshnode.service import notify
 from meshnode.serving import Serving, Tell
-from meshnode.strangers import StrangerParts, Strangers
 from meshnode.status import gauges, hardware_facts, memory_facts, mesh_gauges, request_facts
+from meshnode.strangers import StrangerParts, Strangers
 from meshnode.tasks import TaskBoard
 from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
 from meshnode.trust import Trust
@@ -149,7 +149,9 @@ class Node:
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = self._serving.node = identity.node_id.hex()
             if not self.settings.solo:
-                self._trust = Trust(self.places.home, bytes(identity.node_id), changed=self._changed, told=self._trust_damaged)
+                self._trust = Trust(
+                    self.places.home, bytes(identity.node_id), changed=self._changed, told=self._trust_damaged
+                )
                 self._pool = self._make_pool(identity)
                 self._meshing = self._make_meshing(identity, self._pool, self._trust)
                 self._strangers = self._make_strangers(identity, self._pool, self._meshing, self._trust)

@@ -135,7 +135,10 @@ async def test_a_join_that_fails_leaves_a_node_that_can_still_invite(tmp_path: P
 
 
 async def test_leaving_is_told_and_forgets_the_mesh(tmp_path: Path) -> None:
-    async with running(tmp_path / "a", private_mesh_name="home") as a, running(tmp_path / "b", join=await token_of(a)) as b:
+    async with (
+        running(tmp_path / "a", private_mesh_name="home") as a,
+        running(tmp_path / "b", join=await token_of(a)) as b,
+    ):
         await until(lambda: bool(a.facts()["peers"]))
         assert await b.meshing.leave() == {"left": "home"}
         await until(lambda: all(peer["state"] == "left" for peer in a.facts()["peers"]), 3)

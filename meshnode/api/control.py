@@ -29,6 +29,7 @@ from meshnode.api.metrics import CONTENT_TYPE, Metrics
 from meshnode.api.openapi import document
 from meshnode.api.public_control import PublicControls, public_commands, public_questions
 from meshnode.api.radius_control import RadiusControl, radius_commands
+from meshnode.api.reaching import OF_OWNER
 from meshnode.api.request import read_body
 from meshnode.api.served import Served
 from meshnode.errors import BadRequest, Forbidden, TooManyRequests
@@ -239,7 +240,8 @@ def control_app(
             except Forbidden as error:
                 await error_response(error, path, scope["meshnode.request_id"])(scope, receive, send)
                 return
-            await gateway(scope, receive, send)
+            # Whoever has the token may change the default for all requests, so also that of one.
+            await gateway({**scope, OF_OWNER: True}, receive, send)
         elif path.startswith("/api/") or path in paths:
             await own(scope, receive, send)
         else:

@@ -22,7 +22,7 @@ from meshnode.api.dialects import dialect_of
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.output_hash import OutputHash
-from meshnode.api.reaching import asked_radius
+from meshnode.api.reaching import OF_OWNER, asked_radius
 from meshnode.api.record import STATUS_CALLER_LEFT, Record, token_counts
 from meshnode.api.request import Limits, Receive, Request, Scope, read_request, unless_caller_leaves
 from meshnode.api.served import Host, Served
@@ -51,8 +51,8 @@ class Inference:
     is under way, and `finished` gets its Record at its end.
 
     `radius` tells how far a request may go that does not say it itself. A web page that a browser shows may ask for
-    less, and for more only with `pages_may_widen`: where the Door has asked it for a key. `answered` is told of every
-    whole stream that came of one host, with its events.
+    less, and for more only with `pages_may_widen`, where the Door has asked it for a key, or with the node's token (the
+    console). `answered` is told of every whole stream that came of one host, with its events.
     """
 
     def __init__(
@@ -100,7 +100,7 @@ class Inference:
                 models=self._models,
                 limits=self._limits,
                 missed=partial(setattr, record, "wanted"),
-                radius=asked_radius(scope, self._radius(), may_widen=origin is None or self._pages_may_widen),
+                radius=asked_radius(scope, self._radius(), may_widen=self._may_widen(scope, origin)),
             )
             answering = Answering(
                 request,
@@ -131,6 +131,9 @@ class Inference:
             self._activity.end(running)
             output.close()
             self._close(record, answer)
+
+    def _may_widen(self, scope: Scope, origin: str | None) -> bool:
+        return origin is None or self._pages_may_widen or scope.get(OF_OWNER) is True
 
     def _close(self, record: Record, answer: Answer) -> None:
         record.status = record.status or answer.status or STATUS_CALLER_LEFT

@@ -30,6 +30,8 @@ from meshnode.errors import (
 
 Choose = Callable[[Sequence[Served]], Served]
 RADIUS_HEADER = HEADER.encode()
+OF_OWNER = "meshnode.of_owner"
+"""Member of a scope that says: this caller has shown the token of the node. No header can set it."""
 
 
 class CannotDo(BadRequest):

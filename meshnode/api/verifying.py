@@ -22,10 +22,10 @@ from typing import Any
 
 from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with
 from meshnode.api.body import JsonObject
-from meshnode.api.endpoints import ENDPOINTS
+from meshnode.api.endpoints import PEER_ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.request import Request
-from meshnode.api.resume import CannotContinue, read_asked, with_text
+from meshnode.api.resume import CannotContinue, piece_bytes, read_asked, with_text
 from meshnode.api.sent import CONTENT, Sent, read_sent
 from meshnode.api.served import Host
 from meshnode.api.upstream import UpstreamBroken
@@ -61,6 +61,10 @@ FRAMING = ("tools", "tool_choice", "chat_template_kwargs", "parallel_tool_calls"
 """Members that change what stands before the answer."""
 _CHANNEL = (0, CONTENT)
 
+FAILURES = (HostFailed, EngineRefused, UpstreamBroken, TimeoutError, ValueError, CannotContinue)
+"""What can go wrong with asking a second node: it says nothing of the first."""
+
+Tokens = tuple[tuple[int, bytes], ...]
 Told = Callable[[str, Verdict, Verdict], None]
 """Told of each look: the node in hex digits, its verdict before and after."""
 
@@ -156,11 +160,15 @@ class Verifier:
             return
         pieces = answered.sent.texts[_CHANNEL]
         temperature = _temperature(answered.request.members)
-        scored = []
-        for place in places_of(len(pieces), self._random):
-            with suppress(HostFailed, EngineRefused, UpstreamBroken, TimeoutError, ValueError, CannotContinue):
-                rest = "".join(pieces[place:]).encode("utf-8", "surrogatepass")
-                scored.append(await self._score(answered, second, place, rest))
+        scored: list[Scored] = []
+        with suppress(*FAILURES):
+            tokens = await self._tokens(answered, second)
+            for place in places_of(len(pieces), self._random):
+                with suppress(*FAILURES):
+                    rest = "".join(pieces[place:]).encode("utf-8", "surrogatepass")
+                    reply = await self._ask(answered, second, question(answered, place, tokens))
+                    scored.append(scored_of(reply, rest))
+                    self.counters["questions"] += 1
         self.counters["places"] += len(scored)
         self.counters["looked_at"] += bool(scored)
         before = self._reputations.verdict(host.node)
@@ -181,33 +189,38 @@ class Verifier:
         ]
         return min(able, key=lambda other: (RADII.index(other.radius), not other.here, other.rtt_s), default=None)
 
-    async def _score(self, answered: Answered, second: Host, place: int, rest: bytes) -> Scored:
-        """What the second node finds likely at this place. Raises what can go wrong with asking."""
-        path = answered.request.endpoint.path
-        errand = Errand(
-            answered.request.model.id, ENDPOINTS[path], question(answered, place), "application/json", CALLER
-        )
+    async def _tokens(self, answered: Answered, second: Host) -> Tokens:
+        """The tokens of an answer that stands right behind its prompt: as one text the two may fall into others."""
+        if answered.request.endpoint.path != COMPLETION:
+            return ()
+        asked = {"model": answered.request.model.id, "content": answered.sent.texts[_CHANNEL], "with_pieces": True}
+        return tokens_of(await self._ask(answered, second, json.dumps(asked).encode(), "/tokenize"))
+
+    async def _ask(self, answered: Answered, second: Host, body: bytes, path: str = "") -> bytes:
+        """The whole answer to a question. Raises what can go wrong with asking: FAILURES."""
+        endpoint = PEER_ENDPOINTS[path or answered.request.endpoint.path]
+        errand = Errand(answered.request.model.id, endpoint, body, "application/json", CALLER)
         async with (
             asyncio.timeout(QUESTION_S),
             exchange_with(lambda: second, errand, here=second.here, gates=self._gates, slots=second.slots) as exchange,
         ):
-            reply = await exchange.read_all(MAX_REPLY_BYTES)
-        self.counters["questions"] += 1
-        return scored_of(reply, rest)
+            return await exchange.read_all(MAX_REPLY_BYTES)
 
 
-def question(answered: Answered, place: int) -> bytes:
-    """The request that has the second node tell which tokens it finds likely after the first `place` pieces.
+def question(answered: Answered, place: int, tokens: Tokens = ()) -> bytes:
+    """The request that has the second node tell which tokens it finds likely after the first `place` pieces, which are
+    some of the `tokens` of an answer behind a prompt.
 
-    Raises CannotContinue for a conversation that ends with words of the assistant.
+    Raises CannotContinue for a conversation that ends with words of the assistant, ValueError for a place that is not
+    between two tokens.
     """
     request, sent = answered.request, answered.sent
     path, members = request.endpoint.path, request.members
     begun = sent.texts[_CHANNEL][:place]
     common: dict[str, object] = {"model": request.model.id, "max_tokens": 1, "temperature": 0, "stream": False}
     if path == COMPLETION:
-        prompt = str(members["prompt"]) + "".join(begun)
-        return json.dumps({**common, "prompt": prompt, "logprobs": ALTERNATIVES}).encode()
+        prompt = [str(members["prompt"]), *_before(tokens, len("".join(begun).encode("utf-8", "surrogatepass")))]
+        return json.dumps({**common, "prompt": prompt if begun else prompt[0], "logprobs": ALTERNATIVES}).encode()
     framing = {name: members[name] for name in FRAMING if name in members}
     body: dict[str, object] = {
         **common,
@@ -220,6 +233,27 @@ def question(answered: Answered, place: int) -> bytes:
         return json.dumps(body).encode()
     shorter = replace(sent, texts={**sent.texts, _CHANNEL: begun})
     return with_text(path, JsonObject.parse(json.dumps(body).encode()), shorter, model=request.model.id)
+
+
+def _before(tokens: Tokens, size_bytes: int) -> list[int]:
+    """The tokens of the first `size_bytes`."""
+    found = []
+    for number, text in tokens:
+        if size_bytes <= 0:
+            break
+        found.append(number)
+        size_bytes -= len(text)
+    if size_bytes != 0:
+        raise ValueError("the place is inside of a token")
+    return found
+
+
+def tokens_of(reply: bytes) -> Tokens:
+    """The tokens in an answer of /tokenize: number and bytes of each. Raises ValueError for another form."""
+    try:
+        return tuple((int(token["id"]), piece_bytes(token["piece"])) for token in json.loads(reply)["tokens"])
+    except (KeyError, TypeError, ValueError, RecursionError, OverflowError):
+        raise ValueError("an answer without tokens") from None
 
 
 def scored_of(reply: bytes, rest: bytes) -> Scored:

@@ -33,8 +33,8 @@ def classify(observations: Iterable[Observation], local: Collection[Address] = (
 
     Of several observations from one host the last counts, so that a peer has one voice however many ports it has. What
     peers on the local network see says nothing of the router: once anybody sees a global address, only such count; and
-    IPv4 is judged alone where it was observed, as IPv6 is hardly ever translated. A node that is only ever dialled hears
-    of nobody; an own IPv4 address of the internet says then that there is no NAT.
+    IPv4 is judged alone where it was observed, as IPv6 is hardly ever translated. Nobody tells a node that is only ever
+    dialled; an own IPv4 address of the internet says then that there is no NAT.
     """
     voices = {found.observer.host: found.seen for found in observations}
     seen = list(voices.values())

@@ -272,6 +272,18 @@ async def test_the_page_chats_through_the_same_gateway_with_the_token(gateway: G
         assert (reply.status, reply.error["code"]) == (503, "node_stopping")
 
 
+async def test_the_page_with_the_token_may_send_a_request_further_than_the_node_says(
+    gateway: Gateway, llama: FakeLlamaServer
+) -> None:
+    llama.script = streaming([PIECE, LAST, DONE])
+    own = {"host": "localhost:3131", "origin": "http://localhost:3131", "x_meshnode_radius": "public"}
+    async with console(gateway.app) as node:
+        assert (await node.ask(CHAT, STREAM, **own)).status == 200
+        assert (await ask(node.port, CHAT, STREAM, **own)).status == 403
+    page = {"host": f"localhost:{gateway.port}", "origin": f"http://localhost:{gateway.port}"}
+    assert (await ask(gateway.port, CHAT, STREAM, x_meshnode_radius="public", **page)).status == 403
+
+
 async def test_the_api_port_has_nothing_of_the_console(gateway: Gateway) -> None:
     for path in ("/api/status", "/api/stop", "/metrics", "/"):
         assert (await ask(gateway.port, path, x_meshnode_token=TOKEN)).status == 404

@@ -17,7 +17,7 @@ from meshnode.api.request import Request
 from meshnode.api.sent import CONTENT
 from meshnode.api.served import Host, Served
 from meshnode.api.upstream import Connect
-from meshnode.api.verifying import WAITING, Verifier, question, readable, scored_of
+from meshnode.api.verifying import WAITING, Verifier, question, readable, scored_of, tokens_of
 from meshnode.core.verification import PLACES, Reputations, Scored
 from tests.api.fake_llama import FakeLlamaServer, plain, raw
 
@@ -121,11 +121,27 @@ def test_the_second_node_gets_the_same_prompt_and_the_beginning_of_the_answer() 
     assert json.loads(question(found, 0))["messages"] == [USER]
 
 
-def test_behind_a_prompt_the_text_stands_as_it_is() -> None:
+def test_behind_a_prompt_stand_the_tokens_of_the_answer() -> None:
     found = readable(request(COMPLETION, prompt="0, "), events(COMPLETION, *COUNTED), STRANGER)
     assert found is not None
-    asked = json.loads(question(found, 2))
-    assert asked["prompt"] == "0, 1," and asked["logprobs"] == 20 and "messages" not in asked
+    tokens = tuple((100 + number, text.encode()) for number, text in enumerate(COUNTED))
+    asked = json.loads(question(found, 2, tokens))
+    assert asked["prompt"] == ["0, ", 100, 101] and asked["logprobs"] == 20 and "messages" not in asked
+    assert json.loads(question(found, 0, tokens))["prompt"] == "0, "
+    with pytest.raises(ValueError, match="inside of a token"):
+        question(found, 1, ((7, b"1, 2"),))
+
+
+@pytest.mark.parametrize(
+    "reply", [b"", b"[]", b"{}", b'{"tokens":1}', b'{"tokens":[1]}', b'{"tokens":[{"id":"x","piece":"a"}]}']
+)
+def test_tokens_of_another_form_are_refused(reply: bytes) -> None:
+    with pytest.raises(ValueError, match="without tokens"):
+        tokens_of(reply)
+
+
+def test_tokens_are_numbers_and_bytes() -> None:
+    assert tokens_of(b'{"tokens":[{"id":5,"piece":"a"},{"id":6,"piece":[195]}]}') == ((5, b"a"), (6, b"\xc3"))
 
 
 def test_alternatives_that_begin_the_rest_count_whatever_their_length() -> None:

@@ -86,9 +86,10 @@ def test_peers_as_a_table_with_those_that_answer_first(scripted: ScriptedNode, r
     cells = [[row[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)] for row in rows]
     assert cells == [
         ["-", "3f9a1c02be", "client", "alive", "trusted", "relayed", "-", "-", "-", "-"],
-        ["studio", "3f9a1c02be", "member", "alive", "local", "direct", "1.23 ms", "21 GB of 24 GB VRAM", "192.0.2.1:9337",
-         "qwen, demo (loading)"],
-        ["bob", "3f9a1c02be", "member", "not answering", "trusted", "direct", "32 ms", "12 GB of 16 GB", "192.0.2.1:9337", "qwen"],
+        ["studio", "3f9a1c02be", "member", "alive", "local", "direct", "1.23 ms", "21 GB of 24 GB VRAM",
+         "192.0.2.1:9337", "qwen, demo (loading)"],
+        ["bob", "3f9a1c02be", "member", "not answering", "trusted", "direct", "32 ms", "12 GB of 16 GB",
+         "192.0.2.1:9337", "qwen"],
         ["zoe", "3f9a1c02be", "member", "dead", "trusted", "-", "~14 ms", "-", "192.0.2.1:9337", "-"],
     ]  # fmt: skip
 

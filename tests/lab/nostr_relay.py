@@ -1,8 +1,8 @@
 """A real Nostr relay as a process of its own: the one that is embedded in nostr-sdk.
 
-    python tests/lab/nostr_relay.py ADDRESS PORT        prints the URL when it listens, and ends with its stdin
+python tests/lab/nostr_relay.py ADDRESS PORT        prints the URL when it listens, and ends with its stdin
 
-    with relay() as url: ...                            on loopback
+with relay() as url: ...                            on loopback
 """
 
 from __future__ import annotations

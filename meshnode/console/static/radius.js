@@ -28,11 +28,5 @@ export const radiusIn = (text) => (NAMES.includes(text) ? text : "");
 /** How far requests go that do not say it. */
 export const usual = computed(() => radiusIn(member("trust").value?.radius) || "trusted");
 
-/**
- * Whether this page may go further than that. A page has an Origin, and the node lets none widen the radius of a request
- * but where callers have a key; whoever has the page can change what is usual.
- */
-export const widens = computed(() => member("api").value?.key_required === true);
-
-/** The radius that a request of this page may name, of one that was chosen; "" leaves it to the node. */
-export const named = (chosen) => (radiusIn(chosen) && (widens.value || reaches(usual.value, chosen)) ? chosen : "");
+/** The radius that a request of this page names, of one that was chosen; "" leaves it to the node. */
+export const named = radiusIn;

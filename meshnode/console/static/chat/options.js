@@ -15,11 +15,10 @@ function Reach() {
   const nameOf = (each) => RADII[each][0].toLowerCase();
   const options = [
     { value: "", label: `as the node says: ${nameOf(usual.value)}` },
-    ...Object.keys(RADII).map((value) => ({ value, label: nameOf(value), disabled: !named(value) })),
+    ...Object.keys(RADII).map((value) => ({ value, label: nameOf(value) })),
   ];
-  const hint = html`${RADII[chosen || usual.value][1]}${(chosen || usual.value) === "public" && ` ${PLAINLY}`}${" "}
-    ${options.some((one) => one.disabled) && html`A conversation can be kept nearer than the node says, not sent
-      further; <a href=${address("public")}>what it says is changed under Public</a>.`}`;
+  const hint = html`${RADII[chosen || usual.value][1]}${(chosen || usual.value) === "public" && ` ${PLAINLY}`}
+    ${" "}<a href=${address("public")}>What the node says is changed under Public</a>.`;
   return html`<${Field} label="How far it may go" hint=${hint}>
     <${Select} value=${chosen} options=${options} onChange=${(value) => change((conversation) => ({ ...conversation, radius: value }))} />
   <//>`;
