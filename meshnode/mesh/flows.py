@@ -145,6 +145,7 @@ class Flows:
 
     def _failed(self, reason: str, *, lied: bool = False) -> RelayFailed:
         self._counters["flows_failed"] += 1
+        LOG.debug("no way through a relay: %s", reason)
         self._counters["relays_lied"] += lied
         return RelayFailed(reason, lied=lied)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Protocol
+from typing import Any, Protocol
 
 from meshnode.errors import MeshnodeError, PeerRefused, PeerUnreachable, WrongPeer
 from meshnode.identity import NodeId
@@ -71,6 +71,8 @@ class Reach:
         self._attempts: dict[bytes, asyncio.Task[Link]] = {}
         self._strangers = asyncio.Event()
         """Set when a member was admitted that is not in the book."""
+        self._somebody = asyncio.Event()
+        """Set when a peer is admitted; then another one takes its place."""
         self._search = Search(candidates=self.candidates, dial=self._try, enough=self._has_links, pauses=self._pauses)
         self.endpoint: Dials
         self.part: Part | None = None
@@ -116,6 +118,8 @@ class Reach:
 
     def admitted(self, peer: Peer) -> None:
         """A peer was admitted, and has said where it can be reached."""
+        self._somebody.set()
+        self._somebody = asyncio.Event()
         self._directions.named(peer.node, peer.session.addresses)
         self._pauses.succeeded(peer.node)
         if peer.role is Role.MEMBER and all(entry.node != peer.node for entry in self._book):
@@ -221,7 +225,7 @@ class Reach:
         direct = asyncio.ensure_future(self.endpoint.dial(targets, expected=NodeId(node), timeout_s=DIAL_S))
         tasks = [direct]
         try:
-            wait_s = None if self.relays is None else self.relays.head_start_s(node, targets)
+            wait_s = await self._until_relays(node, targets, direct)
             await asyncio.wait(tasks, timeout=wait_s)
             settled = direct.done() and (direct.exception() is None or _is_refusal(direct.exception()))
             if self.relays is not None and wait_s is not None and not settled:
@@ -237,6 +241,24 @@ class Reach:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_relays(
+        self, node: bytes, targets: Sequence[Address], direct: asyncio.Future[Link]
+    ) -> float | None:
+        """How long a direct dial that is under way may be alone; None where it has ended before there was anybody to
+        relay: after a start all members are dialled at once, and who can relay comes up among them.
+        """
+        while self.relays is not None:
+            wait_s = self.relays.head_start_s(node, targets)
+            if wait_s is not None or direct.done():
+                return wait_s
+            somebody = asyncio.ensure_future(self._somebody.wait())
+            either: list[asyncio.Future[Any]] = [direct, somebody]
+            try:
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                somebody.cancel()
+        return None
 
     def _sensible(self, addresses: Sequence[Address]) -> Sequence[Address]:
         """Without loopback, which is another machine's, unless this node is on loopback itself."""

@@ -237,6 +237,19 @@ async def test_a_peer_that_refuses_is_not_reached_through_a_relay(town: Neighbou
     assert relays.asked == 0
 
 
+async def test_who_can_relay_may_come_while_nobody_answers(town: Neighbourhood) -> None:
+    reach, node, link = await apart(town)
+    reach.endpoint = SimpleNamespace(dial=_never)  # type: ignore[assignment]
+    reach.relays = relays = Relays(None, link)
+    asked = asyncio.ensure_future(reach.session(node))
+    await asyncio.sleep(0)
+    assert not asked.done() and relays.asked == 0
+    relays.wait_s = 0.0
+    somebody = SimpleNamespace(node=b"s" * 32, session=SimpleNamespace(addresses=()), role=Role.CLIENT)
+    reach.admitted(somebody)  # type: ignore[arg-type]
+    assert await asyncio.wait_for(asked, 2) is link  # type: ignore[comparison-overlap]
+
+
 async def test_a_direct_link_is_taken_and_the_relay_left_alone(town: Neighbourhood) -> None:
     reach, node, link = await apart(town)
     reach.endpoint = SimpleNamespace(dial=lambda *_, **__: _given(link))  # type: ignore[assignment]
