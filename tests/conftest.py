@@ -29,15 +29,13 @@ ONE_AFTER_ANOTHER = "e2e console lab bench"
 """Folders of tests that start programs and look at the clock."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """With several workers (`-n`), a file stays with one of them. What starts programs and looks at the clock stays
     together on one, so that no two such tests are in each other's way; the rest goes on beside.
     """
-    for item in items:
-        folder, _, _ = item.nodeid.removeprefix("tests/").partition("/")
-        group = ONE_AFTER_ANOTHER if folder in ONE_AFTER_ANOTHER.split() else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+    folder, _, _ = item.nodeid.removeprefix("tests/").partition("/")
+    group = ONE_AFTER_ANOTHER if folder in ONE_AFTER_ANOTHER.split() else item.nodeid.partition("::")[0]
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
