@@ -29,13 +29,19 @@ ONE_AFTER_ANOTHER = "e2e console lab bench"
 """Folders of tests that start programs and look at the clock."""
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several workers (`-n`), a file stays with one of them. What starts programs and looks at the clock stays
     together on one, so that no two such tests are in each other's way; the rest goes on beside.
     """
-    folder, _, _ = item.nodeid.removeprefix("tests/").partition("/")
-    group = ONE_AFTER_ANOTHER if folder in ONE_AFTER_ANOTHER.split() else item.nodeid.partition("::")[0]
-    item.add_marker(pytest.mark.xdist_group(group))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            folder, _, _ = nodeid.removeprefix("tests/").partition("/")
+            return ONE_AFTER_ANOTHER if folder in ONE_AFTER_ANOTHER.split() else nodeid.partition("::")[0]
+
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")
