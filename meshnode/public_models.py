@@ -26,7 +26,9 @@ REFRESH_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelParts:
-    """`shares` says whether strangers may use this node at the moment. The others are those of SwarmParts."""
+    """`shares` says whether strangers may use this node at the moment; `stated` is told when the mesh has been told what
+    there is. The others are those of SwarmParts.
+    """
 
     public: Callable[[], PublicMesh | None]
     shares: Callable[[], bool]
@@ -34,6 +36,7 @@ class ModelParts:
     offers: Callable[[], tuple[Offer, ...]]
     trust: Callable[[bytes], str]
     known_private: Callable[[], Collection[bytes]]
+    stated: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ class PublicModels:
             if public is not None and public.mesh.entered and (public.mesh.entered, has) != told:
                 told = public.mesh.entered, has
                 public.mesh.publish(has)
+                self._its.stated()
                 ready = {offer.content_hash for offer in offers if offer.state == ModelState.READY}
                 public.dht.provide([(digest, 0, 0) for digest in ready if any(digest)])
                 await asyncio.sleep(PUBLISH_PAUSE_S + PAUSE_PER_MEMBER_S * len(public.mesh.members().members))

@@ -52,6 +52,7 @@ class Swarm:
                 offers=parts.offers,
                 trust=parts.trust,
                 known_private=parts.known_private,
+                stated=self._listing_changed,
             )
         )
         self._seeking: Seeking | None = None
@@ -199,9 +200,12 @@ class Swarm:
     def _mesh_changed(self) -> None:
         if self._seeking is not None:
             self._seeking.wake()
+        self._listing_changed()
+        self._its.changed()
+
+    def _listing_changed(self) -> None:
         if self._publisher is not None:
             self._publisher.wake()
-        self._its.changed()
 
     # --- what a person can do (api.public_control.PublicControls) ---------------------------------------------------
 

@@ -11,6 +11,7 @@ import pytest
 
 from meshnode import seeking
 from meshnode.core.open_policy import OpenLimits
+from meshnode.discovering import open_relays
 from meshnode.errors import BadRequest, NotInMesh, PortInUse
 from meshnode.identity import ephemeral, load_or_create
 from meshnode.mesh.inquiry import ask
@@ -50,6 +51,17 @@ async def test_a_stranger_finds_what_another_publishes(tmp_path: Path, relay: st
         await a.until(lambda: a.sees(b) is None or a.sees(b).state == "left", 5)  # type: ignore[union-attr]
     assert ("public", 'in "meshnode" as member') in [(label, text[:23]) for label, text in b.told]
     assert not list(b.problems)
+
+
+async def test_a_model_that_is_ready_later_is_listed_soon(tmp_path: Path, relay: str) -> None:
+    async with stranger(tmp_path / "a", (relay,), publish=True) as a:
+        await listed(a)
+        a.serve(offer("late"))
+        relays = open_relays((relay,), tmp_path / "nostr.key")
+        async with asyncio.timeout(15):
+            while "late" not in {model.name for each in (await relays.fetch()).listings for model in each.models}:
+                await asyncio.sleep(0.1)
+        await relays.close()
 
 
 async def test_a_node_that_only_looks_offers_nothing_to_strangers(tmp_path: Path, relay: str) -> None:

@@ -64,7 +64,7 @@ def mesh_sentence(mesh: dict[str, Any] | None) -> str:
 
 def public_sentence(swarm: dict[str, Any]) -> str:
     """The public mesh as one line: where this node is in it, and what strangers may do here."""
-    parts = [printable(swarm["sentence"])]
+    parts = [printable(swarm["sentence"], 300)]
     if swarm["state"] != "failed":
         answering = sum(peer["state"] == "alive" and peer["reachable"] for peer in swarm["peers"])
         parts.append(f"{answering} of {len(swarm['peers'])} other nodes answer")
