@@ -37,9 +37,9 @@ def test_the_table_is_filtered_and_sorted(open_console, demo_server) -> None:
     page = open_console(demo_server, "settings")
     page.get_by_label("Filter").fill("UDP PORT")
     names = page.locator("tbody td:first-child")
-    assert names.all_inner_texts() == ["solo", "bind_port"]
+    assert names.all_inner_texts() == ["solo", "public_port", "port_map", "bind_port"]
     page.get_by_role("button", name="Setting", exact=True).click()
-    assert names.all_inner_texts() == ["bind_port", "solo"]
+    assert names.all_inner_texts() == ["bind_port", "port_map", "public_port", "solo"]
     assert page.get_by_role("columnheader", name="Setting").get_attribute("aria-sort") == "ascending"
     page.get_by_label("Filter").fill("")
     page.get_by_text("Only what was set").click()
