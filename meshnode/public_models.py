@@ -26,8 +26,8 @@ REFRESH_S = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelParts:
-    """`shares` says whether strangers may use this node at the moment; `stated` is told when the mesh has been told what
-    there is. The others are those of SwarmParts.
+    """`shares` says whether strangers may use this node at the moment; `stated` is called when the mesh has been told
+    what there is. The others are those of SwarmParts.
     """
 
     public: Callable[[], PublicMesh | None]
