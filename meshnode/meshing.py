@@ -355,6 +355,11 @@ class Meshing:
 
     async def _join_with(self, invite: tuple[Invite, bytes]) -> None:
         if self._vault is None or self._mesh is None or self._neighbours is None:
+            if not self.has_where_to_go:
+                raise NotInMesh(
+                    "this client was started for the public swarm alone",
+                    fix="stop it, and start it with the invite: meshnode --client --auto --join TOKEN",
+                )
             raise NotInMesh("the node is still starting", fix="try again in a moment")
         await self._make_room(invite[0])
         try:

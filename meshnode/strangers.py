@@ -16,6 +16,7 @@ import asyncio
 import dataclasses
 import json
 import random
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ class Strangers:
     def hosts(self, nearer: Sequence[Served]) -> list[Served]:
         """The models of nearer nodes with those of strangers, without strangers that were found out."""
         models = self._swarm.hosts(nearer)
-        bad = {node for node, _ in self._reputations.remembered()}
+        bad = self._reputations.found_out
         if not bad:
             return models
         kept = (
@@ -240,6 +241,7 @@ class _FoundOut:
 
     def __init__(self, file: Path) -> None:
         self._file = file
+        self._writing = threading.Lock()
 
     def read(self) -> list[tuple[str, str]]:
         """What `write` wrote; nothing where the file is missing or damaged: it is no proof of anything."""
@@ -255,7 +257,7 @@ class _FoundOut:
     def write(self, found: Sequence[tuple[str, str]]) -> None:
         """Keep these."""
         try:
-            self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            durable.write(self._file, json.dumps(found[:MOST_FOUND_OUT]).encode())
-        except (MeshnodeError, OSError) as reason:
+            with self._writing:
+                durable.write(self._file, json.dumps(found[:MOST_FOUND_OUT]).encode())
+        except MeshnodeError as reason:
             LOG.warning("%s cannot be written: %s", self._file, reason)

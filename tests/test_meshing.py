@@ -68,6 +68,14 @@ async def test_a_client_sees_models_and_offers_none(tmp_path: Path) -> None:
         assert "token" not in entry
 
 
+async def test_a_client_for_the_swarm_alone_has_no_private_mesh_and_says_so(tmp_path: Path) -> None:
+    async with running(tmp_path / "a") as a:
+        alone = Stage(tmp_path / "b", client=True, auto=True)
+        assert not alone.meshing.has_where_to_go and alone.meshing.facts() is None
+        with pytest.raises(NotInMesh, match="for the public swarm alone"):
+            await alone.meshing.join(await token_of(a))
+
+
 async def test_an_invite_for_clients_makes_no_member(tmp_path: Path) -> None:
     async with running(tmp_path / "a") as a:
         made = await a.meshing.invite(role="client", ttl_s=60, uses=1, may_invite=False)

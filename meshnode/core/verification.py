@@ -51,6 +51,8 @@ NEW, ALWAYS = 4, 1.0
 LATER = 0.125
 """The first answers of a node are all looked at, then one of eight."""
 KNOWN_NODES = 4096
+WEIGHTS_OF_A_NODE = 64
+"""Kinds of weights that are kept apart for one node, which may claim as many as it likes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +122,19 @@ class Reputations:
     def __init__(self, random: Randomness, *, most: int = KNOWN_NODES) -> None:
         self._random = random
         self._most = most
-        self._known: OrderedDict[tuple[str, str], Evidence] = OrderedDict()
+        self._known: OrderedDict[str, OrderedDict[str, Evidence]] = OrderedDict()
+        self.found_out: set[str] = set()
+        """The nodes whose verdict is "bad"."""
 
     def wants(self, node: str, weights: str) -> bool:
         """Whether an answer of this node should be looked at. `weights` is the content hash it claims."""
-        evidence = self._known.get((node, weights))
+        evidence = self.evidence(node, weights)
         share = ALWAYS if evidence is None or evidence.answers < NEW else LATER
         return self._random.random() < share
 
     def add(self, node: str, weights: str, scored: Sequence[Scored], temperature: float) -> Verdict:
-        """Count what a second node said of one answer; the verdict from now on."""
-        evidence = self._known.setdefault((node, weights), Evidence())
-        self._known.move_to_end((node, weights))
+        """Count what a second node said of one answer; the verdict on these weights from now on."""
+        evidence = self._of(node, weights)
         counted = [place for place in scored if place.told]
         if counted:
             evidence.answers += 1
@@ -139,35 +142,53 @@ class Reputations:
             evidence.ratio = max(FLOOR, evidence.ratio + sum(evidence_of(place, temperature) for place in counted))
         if evidence.ratio >= BAD or evidence.verdict == "bad":
             evidence.verdict = "bad"
+            self.found_out.add(node)
         else:
             evidence.verdict = "good" if evidence.ratio <= GOOD else "unknown"
-        self._forget()
         return evidence.verdict
 
     def verdict(self, node: str) -> Verdict:
         """The worst that is known of a node."""
-        found = {evidence.verdict for (known, _), evidence in self._known.items() if known == node}
-        return "bad" if "bad" in found else "good" if "good" in found else "unknown"
+        if node in self.found_out:
+            return "bad"
+        return "good" if any(each.verdict == "good" for each in self._known.get(node, {}).values()) else "unknown"
 
     def evidence(self, node: str, weights: str) -> Evidence | None:
         """What is known of a node with these weights."""
-        return self._known.get((node, weights))
+        kinds = self._known.get(node)
+        return None if kinds is None else kinds.get(weights)
 
     def forgive(self, node: str) -> None:
         """Forget all of a node: its owner, or ours, has mended something."""
-        for key in [key for key in self._known if key[0] == node]:
-            del self._known[key]
+        self._known.pop(node, None)
+        self.found_out.discard(node)
 
     def remembered(self) -> list[tuple[str, str]]:
         """(node, weights) of those that were found out, to be kept beyond the life of this process."""
-        return [key for key, evidence in self._known.items() if evidence.verdict == "bad"]
+        return [
+            (node, weights)
+            for node in self._known
+            if node in self.found_out
+            for weights, evidence in self._known[node].items()
+            if evidence.verdict == "bad"
+        ]
 
     def recall(self, found: Sequence[tuple[str, str]]) -> None:
         """Take in what `remembered` gave."""
-        for key in found[: self._most]:
-            self._known[key] = Evidence(ratio=BAD, verdict="bad")
+        for node, weights in found[: self._most]:
+            evidence = self._of(node, weights)
+            evidence.ratio, evidence.verdict = BAD, "bad"
+            self.found_out.add(node)
 
-    def _forget(self) -> None:
+    def _of(self, node: str, weights: str) -> Evidence:
+        """The evidence of a node with these weights, the last to be forgotten."""
+        kinds = self._known.setdefault(node, OrderedDict())
+        self._known.move_to_end(node)
+        evidence = kinds.setdefault(weights, Evidence())
+        kinds.move_to_end(weights)
+        while len(kinds) > WEIGHTS_OF_A_NODE:
+            del kinds[next((each for each in kinds if kinds[each].verdict != "bad"), next(iter(kinds)))]
         while len(self._known) > self._most:
-            gone = next((key for key, evidence in self._known.items() if evidence.verdict != "bad"), None)
-            del self._known[gone if gone is not None else next(iter(self._known))]
+            spare = (each for each in self._known if each not in self.found_out and each != node)
+            self.forgive(next(spare, next(iter(self._known))))
+        return evidence

@@ -165,3 +165,23 @@ def test_a_crowd_of_names_does_not_push_out_those_that_were_found_out() -> None:
         book.add(str(number), "w", answer(chance, 1.0, 0.0), 1.0)
     assert book.verdict("bad") == "bad"
     assert sum(book.evidence(str(number), "w") is not None for number in range(100)) == 9
+
+
+def test_a_node_that_claims_ever_more_weights_is_kept_within_bounds_and_stays_found_out() -> None:
+    chance = random.Random(6)
+    book = Reputations(chance)
+    book.recall([("a", "first")])
+    for number in range(500):
+        book.add("a", str(number), answer(chance, 1.0, 0.0), 1.0)
+    assert sum(book.evidence("a", str(number)) is not None for number in range(500)) < 64
+    assert book.verdict("a") == "bad" and book.remembered() == [("a", "first")] and book.found_out == {"a"}
+    book.forgive("a")
+    assert book.verdict("a") == "unknown" and book.found_out == set()
+
+
+def test_where_all_that_is_known_was_found_out_a_new_node_is_judged_all_the_same() -> None:
+    chance = random.Random(8)
+    book = Reputations(chance, most=3)
+    book.recall([(name, "w") for name in "abc"])
+    book.add("new", "w", answer(chance, 1.0, 0.0), 1.0)
+    assert book.evidence("new", "w") is not None and book.found_out == {"b", "c"}
