@@ -1,4 +1,4 @@
-"""The last lines of this node's log and of its engines', for the console.
+"""The log of this node: where it goes while the node runs, and its last lines and those of the engines for the console.
 
 Only files of the log folder are opened, by names that are made here; nothing a caller writes becomes part of a path.
 Both logs are free of prompts and answers (telemetry.py, engine/process.py).
@@ -9,15 +9,38 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from meshnode.config import Places
+from meshnode import __version__
+from meshnode.config import Places, Settings
 from meshnode.errors import BadRequest, StateError
+from meshnode.telemetry import LOG, ProblemBoard, configure_logging
 
 MOST_LINES = 1000
 MOST_BYTES = 256 << 10
 SOURCES = {"node": "node.log", "engine": "engine-*.log"}
+
+
+@contextmanager
+def node_log(settings: Settings, places: Places, problems: ProblemBoard) -> Iterator[None]:
+    """Write the log for the length of the block; where the disk does not take it, say so and go on."""
+    file: Path | None = places.logs / "node.log"
+    try:
+        places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as reason:
+        problems.put("state-not-written", str(file), path=str(file), reason=str(reason.strerror))
+        file = None
+    terminal = settings.log_level == "debug"
+    end = configure_logging(level=settings.log_level, form=settings.log_format, file=file, terminal=terminal)
+    LOG.info("node starting", extra={"facts": {"version": __version__, "pid": os.getpid()}})
+    try:
+        yield
+    finally:
+        LOG.info("node stopped")
+        end()
 
 
 async def tail(places: Places, source: str, lines: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ than one room.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import json
 import os
@@ -20,7 +19,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from meshnode import __version__
@@ -29,39 +27,33 @@ from meshnode.api.control import Controls
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
-from meshnode.api.mesh_control import no_mesh
 from meshnode.api.metrics import Gauge, Metrics
-from meshnode.api.public_control import nothing_public
 from meshnode.api.radius_control import RadiusControl
 from meshnode.api.record import Record
-from meshnode.api.served import Served
+from meshnode.company import Alone, Company, CompanyParts
 from meshnode.config import Places, Settings
-from meshnode.core.effects import MembershipSnapshot
 from meshnode.desk import Desk, DeskParts
-from meshnode.doors import DoorParts, api_door, console_door, gateway_door, peer_door
+from meshnode.doors import DoorParts, api_door, console_door, gateway_door
 from meshnode.engine.installed import Engine
 from meshnode.equipping import Equipping
-from meshnode.errors import MeshnodeError, ModelInUse, NoModelServed, NotInMesh, StateError
+from meshnode.errors import MeshnodeError, ModelInUse, NoModelServed
 from meshnode.hardware import Inventory
 from meshnode.home import home_lock, write_runtime_file
 from meshnode.identity import Identity, load_or_create, short
-from meshnode.meshing import Meshing, node_name
+from meshnode.journal import node_log
+from meshnode.meshing import node_name
 from meshnode.offers import mesh_entries
 from meshnode.planning import Speeds
-from meshnode.pool import Pool
 from meshnode.service import notify
 from meshnode.serving import Serving, Tell
-from meshnode.status import gauges, hardware_facts, memory_facts, mesh_gauges, request_facts
-from meshnode.strangers import StrangerParts, Strangers
+from meshnode.status import gauges, hardware_facts, memory_facts, request_facts
 from meshnode.tasks import TaskBoard
-from meshnode.telemetry import LOG, ProblemBoard, Report, configure_logging
-from meshnode.trust import Trust
+from meshnode.telemetry import LOG, ProblemBoard, Report
 from meshnode.units import Unit
 
 RECENT_REQUESTS = 50
 """Shown in /api/status; /api/requests has KEPT_REQUESTS."""
 KEPT_REQUESTS = 500
-NOBODY = MembershipSnapshot(node=b"", members={})
 
 
 class Node:
@@ -83,10 +75,6 @@ class Node:
         self._recent: deque[dict[str, Any]] = deque(maxlen=KEPT_REQUESTS)
         self._served_count = 0
         self._idle = idle
-        self._meshing: Meshing | None = None
-        self._pool: Pool | None = None
-        self._trust: Trust | None = None
-        self._strangers: Strangers | None = None
         self._node_id = ""
         self._api_url = self._console_url = ""
         self._events = Events(self.status)
@@ -104,6 +92,7 @@ class Node:
             equipped=self._equip,
             task_ended=self._tasks.forget,
         )
+        self._company: Company | Alone = Alone(self._serving)
         self._equipping = Equipping(
             settings=settings,
             places=places,
@@ -120,10 +109,10 @@ class Node:
             activity=self._activity,
             radius=self._radius,
             pages_may_widen=settings.api_key is not None,
-            answered=lambda *given: self._strangers.answered(*given) if self._strangers is not None else None,
+            answered=lambda *given: self._company.answered(*given),
             gates=self._gates,
             here=self._serving.served,
-            models=self._models,
+            models=lambda: self._company.models(),
             stopping=self._stop.is_set,
         )
         self._desk = Desk(
@@ -132,8 +121,8 @@ class Node:
                 places=places,
                 serving=self._serving,
                 tasks=self._tasks,
-                served=self._models,
-                lenders=lambda: self._pool.lenders() if self._pool is not None else (),
+                served=lambda: self._company.models(),
+                lenders=lambda: self._company.lenders(),
                 api_url=lambda: self._api_url,
                 changed=self._changed,
             )
@@ -145,16 +134,11 @@ class Node:
     async def run(self) -> None:
         """Run until stopped. Raises MeshnodeError when the node cannot start or no model can be served."""
         self._loop = asyncio.get_running_loop()
-        with home_lock(self.places), self._logging():
+        with home_lock(self.places), node_log(self.settings, self.places, self._problems):
             identity = load_or_create(self.places.home / "node.key")
             self._node_id = self._serving.node = identity.node_id.hex()
             if not self.settings.solo:
-                self._trust = Trust(
-                    self.places.home, bytes(identity.node_id), changed=self._changed, told=self._trust_damaged
-                )
-                self._pool = self._make_pool(identity)
-                self._meshing = self._make_meshing(identity, self._pool, self._trust)
-                self._strangers = self._make_strangers(identity, self._pool, self._meshing, self._trust)
+                self._company = self._make_company(identity)
             self._tell("node", f'{short(identity.node_id)} "{node_name(self.settings)}"')
             api_sockets = listen(self.settings.port, public=self.settings.listen_all, purpose="the API")
             try:
@@ -237,14 +221,11 @@ class Node:
         api.stop()
         await self._drain(servers[0])
         api.stop(now=True)
-        if self._pool is not None:
-            await self._pool.leave(0.0 if self._stop_now.is_set() else self.settings.drain_timeout)
+        await self._company.leave(0.0 if self._stop_now.is_set() else self.settings.drain_timeout)
         self._serving.hold()
-        goodbyes = [part.stop(now=self._stop_now.is_set()) for part in (self._strangers, self._meshing) if part]
-        await asyncio.gather(*goodbyes)
+        await self._company.stop(now=self._stop_now.is_set())
         await self._serving.stop(now=self._stop_now.is_set())
-        if self._pool is not None:
-            await self._pool.stop()
+        await self._company.close()
         console.stop(now=True)
         await asyncio.wait([*servers, start], timeout=5)
 
@@ -255,11 +236,8 @@ class Node:
 
     async def _bring_up(self) -> None:
         units = [await self._serving.add(name) for name in self.settings.model]
-        if self._meshing is not None and self._pool is not None and self._strangers is not None:
-            await self._pool.start()
-            if self._meshing.has_where_to_go:
-                await self._meshing.start(peer_door(self._doors, finished=self._finished_for_peer).answer)
-            await self._strangers.start()
+        if not self.settings.solo:
+            await self._company.start()
             self._changed()
         if not units:
             await self._now_up()
@@ -312,9 +290,8 @@ class Node:
         notify.ready()
         LOG.info("node ready", extra={"facts": {"api": self._api_url, "console": self._console_url}})
         facts: dict[str, Any] = {"ready": ready, "api": f"{self._api_url}/v1", "console": self._console_url}
-        if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
-            invite = None if self._idle else await self._meshing.first_invite()
-            facts["mesh"] = {"id": mesh["id"], "name": mesh["name"], "invite": invite}
+        if (mesh := await self._company.invitation(invite=not self._idle)) is not None:
+            facts["mesh"] = mesh
         self._tell("up", json.dumps(facts))
 
     async def _equip(self) -> None:
@@ -322,75 +299,32 @@ class Node:
 
     def _equipped(self, engine: Engine, inventory: Inventory, speeds: Speeds) -> None:
         self._serving.equip(engine, inventory, speeds)
-        if self._pool is not None:
-            self._pool.equip(engine, inventory, speeds)
+        self._company.equip(engine, inventory, speeds)
         self._changed()
 
     # --- parts ----------------------------------------------------------------------------------------------
 
-    def _make_pool(self, identity: Identity) -> Pool:
-        return Pool(
-            settings=self.settings,
-            places=self.places,
-            node=bytes(identity.node_id),
-            name=node_name(self.settings),
-            serving=self._serving,
-            tell=self._tell,
-            changed=self._changed,
-            mesh=lambda: self._meshing.mesh if self._meshing else None,
-            snapshot=lambda: self._meshing.snapshot() if self._meshing else NOBODY,
-            wishes=lambda: self._meshing.demand.wishes(time.monotonic()) if self._meshing else (),
-            offers=lambda: self._meshing.offers() if self._meshing else (),
-        )
-
-    def _make_meshing(self, identity: Identity, pool: Pool, trust: Trust) -> Meshing:
-        return Meshing(
-            settings=self.settings,
-            places=self.places,
-            identity=identity,
-            serving=self._serving,
-            problems=self._problems,
-            tell=self._tell,
-            changed=self._mesh_changed,
-            handlers=pool.handlers,
-            has=pool.has,
-            trust=trust,
-        )
-
-    def _make_strangers(self, identity: Identity, pool: Pool, meshing: Meshing, trust: Trust) -> Strangers:
-        return Strangers(
-            StrangerParts(
+    def _make_company(self, identity: Identity) -> Company:
+        return Company(
+            CompanyParts(
                 settings=self.settings,
                 places=self.places,
                 identity=identity,
+                serving=self._serving,
                 doors=self._doors,
                 gates=self._gates,
                 problems=self._problems,
                 tell=self._tell,
-                changed=self._events.touch,
-                has=pool.has,
-                offers=meshing.offers,
-                models=self._models,
-                trust=trust.of_stranger,
-                known_private=meshing.alive,
-                finished=self._finished_for_peer,
+                changed=self._changed,
+                seen=self._events.touch,
+                joined=self._joined,
+                finished=self._remember,
             )
         )
 
-    def _trust_damaged(self, error: StateError | None) -> None:
-        """A file that says who is trusted cannot be read any more, or can again."""
-        if error is None:
-            self._problems.clear("trust-damaged")
-        else:
-            self._problems.put("trust-damaged", reason=error.message, todo=error.fix)
-
-    def _mesh_changed(self) -> None:
-        if self._pool is not None:
-            self._pool.mesh_changed()
-        mesh = self._meshing.mesh if self._meshing is not None else None
-        if self._idle and mesh is not None and mesh.state == "joined" and not self.settings.client:
+    def _joined(self) -> None:
+        if self._idle and not self.settings.client:
             self._equipping.begin()  # a member lends its memory, as one that was started with --join does
-        self._events.touch()
 
     async def _load(self, model: str) -> dict[str, Any]:
         """A person wants a model here: it stays, also if this node took it on by itself before."""
@@ -398,54 +332,23 @@ class Node:
             return await self._serving.load(model)
         except ModelInUse:
             unit = await self._serving.adopt(model)
-            if unit is None or self._pool is None:
+            if unit is None or not self._company.asked_for(unit.id):
                 raise
-            self._pool.asked_for(unit.id)
             return {"model": unit.id, "state": unit.state}
-
-    async def _plan(self, model: str) -> dict[str, Any]:
-        if self._pool is None:
-            raise NotInMesh("this node was started with --solo", fix="meshnode show MODEL says whether it fits here")
-        return await self._pool.plan(model)
-
-    def _models(self) -> list[Served]:
-        """Every model that can be asked for here."""
-        if self._meshing is None or self._strangers is None:
-            return self._serving.served()
-        return self._strangers.hosts(self._meshing.served())
 
     def _controls(self) -> Controls:
         return Controls(
             load=self._load,
             unload=self._serving.unload,
-            plan=self._plan,
+            plan=self._company.plan,
             stop=self.stop,
             token=self._token,
-            mesh=self._meshing or no_mesh(lambda: NotInMesh("this node was started with --solo")),
-            public=self._strangers or nothing_public(lambda: NotInMesh("this node was started with --solo")),
+            mesh=self._company.mesh_controls,
+            public=self._company.public_controls,
             radius=self._radius,
             requests=lambda limit: list(self._recent)[: -limit - 1 : -1],
             **self._desk.controls(),
         )
-
-    @contextlib.contextmanager
-    def _logging(self) -> Iterator[None]:
-        file: Path | None = self.places.logs / "node.log"
-        try:
-            self.places.logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        except OSError as reason:
-            self._problems.put("state-not-written", str(file), path=str(file), reason=str(reason.strerror))
-            file = None
-        terminal = self.settings.log_level == "debug"
-        end = configure_logging(
-            level=self.settings.log_level, form=self.settings.log_format, file=file, terminal=terminal
-        )
-        LOG.info("node starting", extra={"facts": {"version": __version__, "pid": os.getpid()}})
-        try:
-            yield
-        finally:
-            LOG.info("node stopped")
-            end()
 
     def _runtime_facts(self) -> dict[str, Any]:
         return {
@@ -468,29 +371,16 @@ class Node:
         if threading.current_thread() is not threading.main_thread():
             self._loop.call_soon_threadsafe(self._changed)
             return
-        if self._meshing is not None:
-            self._meshing.touch()
-        if self._strangers is not None:
-            self._strangers.touch()
+        self._company.touch()
         self._events.touch()
 
     def _finished(self, record: Record) -> None:
-        if self._meshing is not None:
-            self._meshing.learn(record, asked_here=True)
-        if self._strangers is not None:
-            self._strangers.finished(record)
-        self._remember(record)
-
-    def _finished_for_peer(self, record: Record) -> None:
-        if self._meshing is not None:
-            self._meshing.learn(record, asked_here=False)
+        self._company.finished(record)
         self._remember(record)
 
     def _remember(self, record: Record) -> None:
         self._served_count += 1
         self._metrics.finished(record)
-        if self._pool is not None:
-            self._pool.finished(record)
         facts = request_facts(record, at=time.time(), here=self._node_id)
         self._recent.append(facts)
         LOG.info("request", extra={"facts": {name: value for name, value in facts.items() if name != "at"}})
@@ -499,9 +389,9 @@ class Node:
     def status(self) -> dict[str, Any]:
         """What /api/status answers; `schema` 1, fields are only added."""
         inventory, engine = self._equipping.inventory, self._equipping.engine
-        pool = self._pool.facts() if self._pool is not None else None
-        leases = pool["lending"]["leases"] if pool is not None else []
-        models = [*self._serving.entries(), *mesh_entries(self._models())]
+        others = self._company.facts(self._radius())
+        leases = others["pool"]["lending"]["leases"] if others["pool"] is not None else []
+        models = [*self._serving.entries(), *mesh_entries(self._company.models())]
         return {
             "schema": 1,
             "version": __version__,
@@ -522,11 +412,7 @@ class Node:
             "memory": memory_facts(inventory, self._serving.units(), leases, self.settings),
             **self._desk.facts(),
             "models": models,
-            "mesh": self._meshing.facts() if self._meshing is not None else None,
-            "swarm": self._strangers.facts() if self._strangers is not None else None,
-            "trust": self._trust.facts(self._radius()) if self._trust is not None else None,
-            "pool": pool,
-            "standby": self._pool.standby_facts() if self._pool is not None else None,
+            **others,
             "requests": {
                 "finished": self._served_count,
                 "active": sum(model["busy"] for model in models),
@@ -549,10 +435,7 @@ class Node:
 
     def _gauges(self) -> Iterator[Gauge]:
         yield from gauges(self._serving.entries(), self._equipping.inventory, sum(1 for _ in self._problems))
-        if self._meshing is not None and (mesh := self._meshing.facts()) is not None:
-            yield from mesh_gauges(mesh)
-        if self._strangers is not None:
-            yield from self._strangers.gauges()
+        yield from self._company.gauges()
 
 
 def leave_to_stay() -> None:
