@@ -27,6 +27,8 @@ KV_TYPES = ("f16", "q8_0", "q4_0")
 LONGEST_NAME = 40
 RADII = ("local", "trusted", "public")
 MOST_RELAYS = 16
+MOST_ENDPOINTS = 4
+MICROS = 1_000_000
 PUBLIC_RELAYS = ("wss://relay.damus.io", "wss://nos.lol", "wss://relay.primal.net")
 """Where public meshes are listed unless other relays are named: asked only by a node that was told to go public."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -91,6 +93,34 @@ def _memory(value: object) -> int:
     if not 0 < size < 1 << 50:
         raise ValueError("expected an amount of memory above zero")
     return int(size)
+
+
+def _micros(value: object) -> int:
+    """An amount of US dollars such as 0.5 or 12.000001, in millionths."""
+    text = str(value).strip().removeprefix("$")
+    if isinstance(value, bool) or not re.fullmatch(r"[0-9]{1,7}(\.[0-9]{1,6})?", text):
+        raise ValueError("expected US dollars such as 0.5, with at most six decimals")
+    whole, _, part = text.partition(".")
+    return int(whole) * MICROS + int(part.ljust(6, "0"))
+
+
+def _endpoints(value: object) -> tuple[str, ...]:
+    """URLs of endpoints of a chain; they may hold keys."""
+    urls = _texts(value)
+    if len(urls) > MOST_ENDPOINTS:
+        raise ValueError(f"expected at most {MOST_ENDPOINTS} endpoints")
+    for url in urls:
+        if not re.fullmatch(r"https?://[^\s/]+(/\S*)?", url) or len(url) > 300:
+            raise ValueError("expected the URL of an endpoint such as https://rpc.example")
+    return urls
+
+
+def _chain_address(value: object) -> str:
+    """An account of an EVM chain, in lower case."""
+    text = _text(value)
+    if not re.fullmatch(r"0x[0-9a-fA-F]{40}", text):
+        raise ValueError("expected an address: 0x and 40 hex digits")
+    return text.lower()
 
 
 def _one_of(*choices: str) -> Callable[[object], str]:
@@ -170,6 +200,17 @@ def _setting(
     return field(default=default, metadata={"parse": parse, "help": help, "secret": secret, "flag": flag})
 
 
+def _dollars(default: int, help: str, *, flag: bool = True) -> Any:
+    """A setting in millionths of a dollar that people read and write in dollars."""
+    setting = _setting(default, _micros, help, flag=flag)
+    setting.metadata = MappingProxyType({**setting.metadata, "show": _usd})
+    return setting
+
+
+def _usd(micros: int) -> str:
+    return f"{micros // MICROS}.{micros % MICROS:06d}".rstrip("0").rstrip(".")
+
+
 def _table(help: str) -> Any:
     """A setting that is a table of names: only the file and the environment can give it."""
     return field(default_factory=dict, metadata={"parse": _pairs, "help": help, "secret": False, "flag": False})
@@ -219,6 +260,25 @@ class Settings:
     public_requests: int = _setting(30, _whole(1, 10_000), "requests that one stranger may make in a minute")
     public_tokens: int = _setting(100_000, _whole(1, 1 << 30), "tokens that one stranger may have in an hour")
     public_answer: int = _setting(4096, _whole(1, 1 << 20), "tokens of the longest answer for a stranger")
+    price_in: int = _dollars(0, "USD that strangers pay here for a million tokens of their prompts")
+    price_out: int = _dollars(0, "USD that strangers pay here for a million tokens of answers")
+    receiver: str | None = _setting(
+        None, _chain_address, "where what strangers pay goes in the end (default: the wallet of this node)"
+    )
+    network: str = _setting("base-sepolia", _short_text, "chain on which strangers are paid; base is the real one")
+    network_file: Path | None = _setting(None, _path, "further chains, as protocol/15-payments.md has them", flag=False)
+    rpc: tuple[str, ...] = _setting(
+        (), _endpoints, "endpoint of the chain (repeatable: of two, both must say the same)", secret=True
+    )
+    eth_usd: int = _dollars(3000 * MICROS, "USD for one ETH, to say what fees cost", flag=False)
+    claim_at: int = _dollars(MICROS // 2, "USD of vouchers that are claimed at the latest", flag=False)
+    wallet_password_file: Path | None = _setting(
+        None, _path, "file with the password of the wallet, so that the node opens channels itself", flag=False
+    )
+    no_pay: bool = _setting(False, _flag, "pay nobody, whatever the policy of the wallet says", flag=False)
+    x402: bool = _setting(
+        False, _flag, "answer strangers over plain HTTP that pay by x402 (with --listen-all and a price)"
+    )
     bind_host: str = _setting("::", _host, "address on which peers reach this node (UDP)")
     bind_port: int = _setting(9337, _whole(0, 65535), "UDP port on which peers reach this node (0: any free port)")
     lan: str = _setting("auto", _when, "say on the local network that a node is here: auto (private networks), on, off")
@@ -274,12 +334,23 @@ class Settings:
         """Whether strangers may use the models of this node."""
         return not self.client and (self.publish or self.mesh_name is not None)
 
+    @property
+    def price(self) -> tuple[int, int]:
+        """What strangers pay here for a million tokens of prompts and of answers, in millionths of a dollar."""
+        return self.price_in, self.price_out
+
+    @property
+    def sells(self) -> bool:
+        """Whether strangers pay for the models of this node."""
+        return self.publishes and any(self.price)
+
     def as_rows(self) -> list[tuple[str, str, str, str]]:
         """(name, value, source, help) of every setting; a secret shows only that it is set."""
         rows = []
         for item in setting_fields():
             value = getattr(self, item.name)
-            shown = "(set)" if item.metadata["secret"] and value else _show(value)
+            show = item.metadata.get("show", _show)
+            shown = "(set)" if item.metadata["secret"] and value else show(value)
             rows.append((item.name, shown, self.sources.get(item.name, "built-in"), item.metadata["help"]))
         return rows
 
@@ -410,6 +481,12 @@ def _check_together(settings: Settings) -> None:
         )
     if settings.client and settings.model:
         raise SettingsError("--client serves no models", fix="leave --client out, or --model")
+    if settings.client and any(settings.price):
+        raise SettingsError(
+            "--client serves no models, so nobody pays for them", fix="leave --client out, or the price"
+        )
+    if settings.x402 and not (settings.listen_all and any(settings.price)):
+        raise SettingsError("--x402 needs --listen-all and a price", fix="add --listen-all and --price-out USD")
     if settings.client and settings.publish:
         raise SettingsError("--client has nothing to publish", fix="leave --client out, or --publish")
     for name in ("client", "join", "auto", "publish", "mesh_name"):

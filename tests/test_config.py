@@ -214,3 +214,46 @@ def test_places_follow_the_environment(tmp_path: Path, monkeypatch: pytest.Monke
     for variable in ("MESHNODE_HOME", "MESHNODE_CACHE"):
         with pytest.raises(SettingsError, match=variable):
             find_places({variable: "~nobody-of-that-name/x"})
+
+
+@pytest.mark.parametrize(
+    ("text", "micros"),
+    [("0", 0), ("0.5", 500_000), ("$2", 2_000_000), ("1.000001", 1_000_001), ("9999999", 9_999_999_000_000)],
+)
+def test_dollars_are_read_exactly_and_shown_as_they_were_written(text: str, micros: int, tmp_path: Path) -> None:
+    settings = load({"price_in": text}, environment={}, file=tmp_path / "none")
+    assert settings.price_in == micros
+    shown = {name: value for name, value, _, _ in settings.as_rows()}
+    assert shown["price_in"] == text.removeprefix("$")
+
+
+@pytest.mark.parametrize("text", ["-1", "1e3", "0.0000001", "nan", "", "1,5", "12345678", ".5", "٣"])
+def test_what_is_no_exact_amount_is_refused(text: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="dollars"):
+        load({"price_in": text}, environment={}, file=tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"client": True, "price_out": "1"}, "nobody pays"),
+        ({"x402": True}, "--x402"),
+        ({"receiver": "0x12"}, "40 hex"),
+        ({"rpc": ["ftp://x"]}, "endpoint"),
+        ({"rpc": [f"https://{n}" for n in range(5)]}, "at most 4"),
+    ],
+)
+def test_settings_of_money_that_cannot_be_meant(flags: dict[str, object], words: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load(flags, environment={}, file=tmp_path / "none")
+
+
+def test_who_sells(tmp_path: Path) -> None:
+    def settings(**flags: object) -> Settings:
+        return load(flags, environment={}, file=tmp_path / "none")
+
+    assert settings(publish=True, price_out="1").sells
+    assert not settings(price_out="1").sells and not settings(publish=True).sells
+    rows = {name: value for name, value, _, _ in settings(rpc=["https://key@x"]).as_rows()}
+    assert rows["rpc"] == "(set)"
+    assert settings(receiver="0x" + "aB" * 20).receiver == "0x" + "ab" * 20

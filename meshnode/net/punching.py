@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 
@@ -48,7 +49,7 @@ class PunchCounters:
     """Punches and answers that belong to no attempt, or came from this end itself."""
     found: int = 0
     guesses: int = 0
-    guesses_refused: int = 0
+    guesses_waited: int = 0
     attempts_refused: int = 0
 
 
@@ -73,7 +74,7 @@ class Puncher:
         self._name_of = name_of
         self._sides = sides
         self._searches: dict[bytes, _Search] = {}
-        self._guessing = 0
+        self._guessing = asyncio.Semaphore(MOST_GUESSES)
         self._loop = asyncio.get_running_loop()
         self._closed = False
 
@@ -89,8 +90,8 @@ class Puncher:
         """The first address of the other end that works in both directions; None when there was none in time.
 
         `opens` is true at exactly one of the two ends. The result may be virtual. When MOST_ATTEMPTS are under way,
-        None at once; when MOST_GUESSES are, nothing is guessed. Raises ValueError for a nonce of another length than 16
-        bytes or one that is being punched with.
+        None at once; while ports are guessed for MOST_GUESSES, a further one waits for its turn. Raises ValueError for
+        a nonce of another length than 16 bytes or one that is being punched with.
         """
         search = self._begin(nonce, candidates, opens)
         if search is None:
@@ -179,21 +180,18 @@ class Puncher:
 
     async def _guess(self, attempt: Attempt, guess: Guess) -> None:
         await asyncio.sleep(GUESS_AFTER_S)
-        if self._guessing >= MOST_GUESSES or not guess.is_possible:
-            self.counters.guesses_refused += 1
+        if not guess.is_possible:
             return
-        self.counters.guesses += 1
-        self._guessing += 1
-        try:
-            async with asyncio.timeout(GUESS_S):
-                if guess.role == "prober":
-                    await probe(attempt, guess.host, transmit=self._transmit, name_of=self._name_of)
-                else:
-                    await Opener(attempt, guess.host, sides=self._sides, received=self._received_aside).run()
-        except TimeoutError:
-            pass  # plain punching goes on
-        finally:
-            self._guessing -= 1
+        self.counters.guesses_waited += self._guessing.locked()
+        # Whoever waits here is cancelled with its attempt.
+        async with self._guessing:
+            self.counters.guesses += 1
+            with suppress(TimeoutError):  # plain punching goes on
+                async with asyncio.timeout(GUESS_S):
+                    if guess.role == "prober":
+                        await probe(attempt, guess.host, transmit=self._transmit, name_of=self._name_of)
+                    else:
+                        await Opener(attempt, guess.host, sides=self._sides, received=self._received_aside).run()
 
     def _received_aside(self, datagrams: list[bytes], name: SocketAddress) -> None:
         self.receive(datagrams, name, monotonic())

@@ -39,7 +39,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatMesh]:
 def meetings(mesh: NatMesh) -> list[Meeting]:
     """First contacts of a client behind each type of router with a member behind each."""
     with mesh.visited_by(*TYPES) as clients:
-        return meet(mesh, dict(zip(TYPES, clients, strict=True)))
+        return meet(mesh, dict(zip(TYPES, clients, strict=True)), direct_s=DIRECT_S["mixed"] * CALM)
 
 
 def direct_s(meetings: Sequence[Meeting], kind: str) -> list[float]:

@@ -199,7 +199,7 @@ async def test_virtual_candidates_and_wrong_nonces() -> None:
         assert await puncher.punch(nonce(), [], opens=True, timeout_s=1.0) is None
 
 
-async def test_no_more_than_two_guess_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_more_than_two_guess_at_a_time_and_others_wait_for_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(punching, "GUESS_AFTER_S", 0.0)
     async with two_nodes() as (one, _):
         puncher = one.endpoint.puncher
@@ -208,9 +208,12 @@ async def test_no_more_than_two_guess_at_a_time(monkeypatch: pytest.MonkeyPatch)
             asyncio.create_task(puncher.punch(nonce(), [NOWHERE], opens=True, timeout_s=1.0, guess=guess))
             for _ in range(4)
         ]
-        await until(lambda: puncher.counters.guesses_refused == 2)
-        assert puncher.counters.guesses == puncher._guessing == 2
+        await until(lambda: puncher.counters.guesses_waited == 2)
+        assert puncher.counters.guesses == 2
+        for task in running[:2]:
+            task.cancel()
+        await until(lambda: puncher.counters.guesses == 4)
         for task in running:
             task.cancel()
         await asyncio.wait(running)
-        assert puncher._guessing == 0
+        assert not puncher._guessing.locked()
