@@ -30,6 +30,7 @@ FIELDS = frozenset(
         *("status", "outcome", "error", "retries", "resumed", "duration_s"),
         *("tokens_in", "tokens_out", "cost_micros", "output_sha256", "verdict", "places"),
         *("reason", "file", "cut_bytes"),
+        *("channel", "amount_micros", "transaction", "purpose"),
     }
 )
 MOST_TEXT_CHARACTERS = 200
