@@ -102,9 +102,10 @@ def _valid() -> list[tuple[str, dict[str, Any]]]:
         {"node": key.public.hex(), "addresses": ["198.51.100.7:1", "[2001:db8::1]:65535", "127.0.0.1:9338"]}
         for key in (ALICE, BOB)
     ]
-    models = [{"name": "qwen3-8b", "hash": "0f" * 16, "hosts": 3}, {"name": "demo"}]
+    priced = {"name": "llama-8b", "price_in": 10**12, "price_out": 600_000}
+    models = [{"name": "qwen3-8b", "hash": "0f" * 16, "hosts": 3}, {"name": "demo"}, priced]
     numbers = {"vram_bytes": 1 << 50, "nodes": (1 << 32) - 1, "clients": 63, "max_clients": 64}
-    texts = {"wanted": ["llama-70b"], "region": "eu-west", "software": "meshnode", "price": "reserved"}
+    texts = {"wanted": ["llama-70b"], "region": "eu-west", "software": "meshnode", "price": "200000/600000 84532"}
     full = said(entries=entries, models=models, **numbers, **texts)
     longest = content(said(later="x" * (16384 - len(content(said(later=""))))))
     assert len(longest) == 16384
@@ -118,6 +119,7 @@ def _valid() -> list[tuple[str, dict[str, Any]]]:
         ("without the topic of all versions", event(topics=("meshnode-v1",))),
         ("more work than it must have", event(bits=10)),
         ("a name of another script", event(content(said(name="küche", mesh=mesh_of("küche"))), mesh=mesh_of("küche"))),
+        ("a price of no known form", event(content(said(price="cheap")))),
         ("a node that is no entry itself", event(content(said(entries=entries[1:])))),
         ("the longest", event(longest)),
     ]
@@ -171,6 +173,9 @@ def _invalid() -> list[tuple[str, dict[str, Any], str]]:
         "a model without a name": {"models": [{"hosts": 1}]},
         "a model with an escape sequence in its name": {"models": [{"name": "\x1b[2J"}]},
         "a hash of one byte": {"models": [{"name": "m", "hash": "00"}]},
+        "a price above the greatest": {"models": [{"name": "m", "price_in": 10**12 + 1}]},
+        "a price that is a text": {"models": [{"name": "m", "price_out": "1"}]},
+        "a price of 49 characters": {"price": "1" * 49},
         "33 models": {"models": [{"name": "m"}] * 33},
         "17 wishes": {"wanted": ["m"] * 17},
         "more than 1 PiB": {"vram_bytes": (1 << 50) + 1},

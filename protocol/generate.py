@@ -35,6 +35,7 @@ ENUMS = {
     "lease": ("LeaseCode", "Why a lease is refused or ends."),
     "bulk": ("BulkKind", "What a `bulk` stream asks for."),
     "relay": ("RelayCode", "Why a node does not carry a flow, or carries it no more."),
+    "pay": ("PayCode", "Why a payment, or what is asked about one, is refused."),
     "nat": ("Nat", "What a node knows of the address translation before it."),
     "close": ("Close", "Application close codes of a connection (RFC 9000, 20.2)."),
     "reset": ("Reset", "Application codes with which one stream is reset."),
@@ -57,7 +58,7 @@ def registry_module(registry: dict[str, Any]) -> str:
     parts.append('}\n"""Which roles may open a stream of each type."""\n')
     early = [f"StreamType.{key.upper()}" for key, value in registry["streams"].items() if value.get("before_admission")]
     parts.append(f"BEFORE_ADMISSION: Final = frozenset({{{', '.join(early)}}})\n\n")
-    for section in ("lease", "relay", "close", "reset"):
+    for section in ("lease", "relay", "pay", "close", "reset"):
         parts.append(f"{section.upper()}_TEXTS: Final[dict[int, str]] = {{\n")
         parts += [f'    {_number(section, value)}: "{value["text"]}",\n' for value in registry[section].values()]
         parts.append("}\n")
@@ -73,14 +74,14 @@ def _no_roles(key: str) -> str:
 def _number(section: str, value: Any) -> str:
     if section == "streams":
         return str(value["id"])
-    if section in ("lease", "relay"):
+    if section in ("lease", "relay", "pay"):
         return str(value["code"])
     return f"0x{value['code']:X}" if section in ("close", "reset") else str(value)
 
 
 def schemas() -> dict[str, dict[str, Any]]:
     """File name -> JSON Schema of every shape that travels by itself."""
-    from meshnode.wire import certificates, dht, invites, messages, owners, registry, statements
+    from meshnode.wire import certificates, dht, invites, messages, owners, quotes, registry, statements
     from meshnode.wire.schema import describe
 
     numbered = {registry.MessageId(number): shape for number, shape in messages.MESSAGES.items()}
@@ -94,6 +95,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     found["invite"] = (invites.Invite, {"purpose": invites.PURPOSE})
     found["provider"] = (dht.Provider, {"purpose": dht.PURPOSE})
     found["owner"] = (owners.OwnerCertificate, {"purpose": owners.PURPOSE})
+    found["quote"] = (quotes.Quote, {"purpose": quotes.PURPOSE})
     files = {}
     for name, (shape, extra) in sorted(found.items()):
         about = " ".join((shape.__doc__ or "").split())
@@ -115,6 +117,9 @@ def vectors() -> dict[str, str]:
         "cases_pairing",
         "cases_tunnels",
         "cases_listings",
+        "cases_payments",
+        "cases_receipts",
+        "cases_vouchers",
     ):
         files |= importlib.import_module(module).files()
     return {name: _case_by_case(content) for name, content in files.items()}

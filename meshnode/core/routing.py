@@ -8,7 +8,10 @@ To that a busy host adds a little, as streams that share a host slow each other 
     (beyond what the request allows: never, whatever else is the matter)
     local      first, while one of them has a free slot; when none has, together with the trusted ones
     trusted    next
-    public     last, so only where the nearer ones cannot
+    public     last, so only where the nearer ones cannot; those that cost something after those that cost nothing
+
+Of hosts that want to be paid, the one comes first whose typical answer has the least product of time and price: twice
+the price is worth half the time. Whether a price may be paid at all is decided before (api/paying.py).
 
 The nearer ones cannot: when there is none; while all are cooling down after failures; when all have failed this very
 request or refused it because their queue is full (they are asked before, and stand before in the order); when none is
@@ -33,6 +36,7 @@ from dataclasses import dataclass
 from meshnode.core.affinity import Affinity
 from meshnode.core.cooldown import Cooldowns
 from meshnode.core.load import Load
+from meshnode.core.prices import FREE, Price, charge, usd
 from meshnode.core.radius import LOCAL, PUBLIC, TRUSTED, Radius, reaches
 from meshnode.core.randomness import Randomness
 
@@ -82,7 +86,7 @@ class HostView:
     """One place where a model runs, as this node knows it.
 
     Times in seconds, speeds in tokens per second of one stream; None, 0 or nothing where it is not known (context,
-    capabilities, size). `busy` and `waiting` are what the host last said of itself.
+    capabilities, size). `busy` and `waiting` are what the host last said of itself, and `price` what it asks for.
     """
 
     node: str
@@ -98,6 +102,7 @@ class HostView:
     state: str = READY
     radius: str = "local"
     size_bytes: int = 0
+    price: Price = FREE
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,11 @@ class Ranked:
 
 @dataclass(slots=True)
 class _Candidate:
+    """`cost` is in seconds; of a host that wants to be paid, in those of a typical answer times its price."""
+
     host: HostView
     predicted_s: float
-    cost_s: float
+    cost: float
     held_tokens: int
     fill: float
     free: bool
@@ -133,7 +140,7 @@ class Router:
         """All hosts: those that are offered, best first, then the others with the reason."""
         held = self._affinity.held(wanted.model, wanted.prefix, wanted.prompt_tokens, now)
         candidates: list[_Candidate] = []
-        cooling: list[tuple[bool, float, int, _Candidate]] = []
+        cooling: list[tuple[int, float, int, _Candidate]] = []
         short: list[HostView] = []
         skipped: list[Ranked] = []
         for host in hosts:
@@ -148,9 +155,9 @@ class Router:
                     candidates.append(candidate)
                 else:
                     candidate.reason = str(pause)
-                    cooling.append((host.radius == PUBLIC, pause.remaining_s, pause.failures, candidate))
+                    cooling.append((_reluctance(host), pause.remaining_s, pause.failures, candidate))
         if short and not candidates and not cooling:
-            roomy = max(short, key=lambda host: (host.radius != PUBLIC, host.context_length))
+            roomy = max(short, key=lambda host: (-_reluctance(host), host.context_length))
             short.remove(roomy)
             candidates.append(self._predict(roomy, wanted, held.get(roomy.node, 0), now))
         self._sort(candidates)
@@ -195,29 +202,37 @@ class Router:
         wait_s = max(0, load + 1 - slots) / slots * ANSWER_TOKENS / speed
         predicted_s = rtt_s + wait_s + (wanted.prompt_tokens - held_tokens) / prompt_speed
         reason = "here" if host.here else f"{rtt_s * 1000:.0f} ms away"
-        cost_s = predicted_s + COMPANY_S * min(1.0, load / slots)
+        cost = predicted_s + COMPANY_S * min(1.0, load / slots)
         if host.here:
             least_s, share = (HERE_BUSY_S, HERE_BUSY_SHARE) if wait_s else (HERE_FREE_S, HERE_FREE_SHARE)
-            cost_s -= max(least_s, share * predicted_s)
+            cost -= max(least_s, share * predicted_s)
         if wait_s:
             reason += f", a slot in about {wait_s:.1f} s"
         if held_tokens:
             reason += f", holds {held_tokens} of {wanted.prompt_tokens} tokens"
-        return _Candidate(host, predicted_s, cost_s, held_tokens, load / slots, load < slots, reason)
+        if not host.price.is_free:
+            micros = charge(host.price, wanted.prompt_tokens, ANSWER_TOKENS)
+            cost = (cost + ANSWER_TOKENS / speed) * micros
+            reason += f", {usd(micros)} for a typical answer"
+        return _Candidate(host, predicted_s, cost, held_tokens, load / slots, load < slots, reason)
 
     def _sort(self, candidates: list[_Candidate]) -> None:
         turns: dict[str, int] = {LOCAL: 0, TRUSTED: 1, PUBLIC: 2}
         if not any(found.free for found in candidates if found.host.radius == LOCAL):
             turns[LOCAL] = turns[TRUSTED]
-        candidates.sort(key=lambda found: (turns[found.host.radius], found.cost_s))
+        candidates.sort(key=lambda found: (turns[found.host.radius], not found.host.price.is_free, found.cost))
         if len(candidates) < 2 or candidates[0].host.here:
             return
         first = candidates[0]
-        limit_s = first.cost_s + max(EQUAL_S, EQUAL_SHARE * first.cost_s)
+        is_free = first.host.price.is_free
+        limit = first.cost + max(EQUAL_S if is_free else 0.0, EQUAL_SHARE * first.cost)
         equals = [
             found
             for found in candidates
-            if found.cost_s <= limit_s and found.host.radius == first.host.radius and not found.host.here
+            if found.cost <= limit
+            and found.host.radius == first.host.radius
+            and found.host.price.is_free == is_free
+            and not found.host.here
         ]
         # A conversation stays where it was, however little that saves; only strangers to it are drawn.
         most = max(found.held_tokens for found in equals)
@@ -231,6 +246,11 @@ class Router:
         one = int(self._random.random() * len(equals))
         other = (one + 1 + int(self._random.random() * (len(equals) - 1))) % len(equals)
         return min(equals[one], equals[other], key=lambda found: found.fill)
+
+
+def _reluctance(host: HostView) -> int:
+    """The more, the later: strangers after others, those that want to be paid last."""
+    return (host.radius == PUBLIC) + (not host.price.is_free)
 
 
 def beyond(host: HostView, allowed: str) -> str:
@@ -258,7 +278,8 @@ def choose_model(candidates: Mapping[str, Sequence[HostView]], wanted: Wanted) -
     count.
 
     First come those that can take it: ready, with what it needs, with room for the prompt, made for conversation; then
-    those of trusted nodes before those of strangers; then those that write faster than people read. Of what is left,
+    those of trusted nodes before those of strangers, and free ones before those that cost something; then those that
+    write faster than people read. Of what is left,
     the largest, where one that runs here counts as four times its size: a small model at hand is worth more than the
     wait, but not more than a far better one. Of slow models the fastest, in steps of two. Equal ones go by name.
     Nothing counts that changes from second to second (load, round trips), so that the choice stays.
@@ -272,7 +293,7 @@ def choose_model(candidates: Mapping[str, Sequence[HostView]], wanted: Wanted) -
 def _merit(hosts: Sequence[HostView], wanted: Wanted) -> tuple[float, ...]:
     """The least is the best. By the host that suits the request best."""
     within = [host for host in hosts if reaches(wanted.radius, host.radius)]
-    return min((_merit_of_host(host, wanted) for host in within), default=(2.0,) * 6 + (0.0,))
+    return min((_merit_of_host(host, wanted) for host in within), default=(2.0,) * 7 + (0.0,))
 
 
 def _merit_of_host(host: HostView, wanted: Wanted) -> tuple[float, ...]:
@@ -283,6 +304,7 @@ def _merit_of_host(host: HostView, wanted: Wanted) -> tuple[float, ...]:
         not _has_room(host, wanted.prompt_tokens),
         bool(host.capabilities) and CHAT not in host.capabilities,
         host.radius == PUBLIC,
+        not host.price.is_free,
         slow,
         -int(speed).bit_length() if slow else 0,
         -host.size_bytes * (HERE_COUNTS if host.here else 1),

@@ -27,15 +27,18 @@ from meshnode.wire.registry import (
     LIMIT_MEMORY_BYTES_MAX,
     LIMIT_MODEL_NAME_CHARS,
     LIMIT_NAME_CHARS,
+    LIMIT_PRICE_MICROS,
     VERSION,
 )
-from meshnode.wire.schema import MAX_U32, ListOf, Text, UInt
+from meshnode.wire.schema import MAX_U32, MAX_U63, ListOf, Text, UInt
 from meshnode.wire.signed import KEY_BYTES, SIGNATURE_BYTES, Sign, Verify, purposed
 from meshnode.wire.values import WireError
 
 PURPOSE = "listing"
 MODEL_HASH_BYTES = 16
+PRICE_CHARS = 48
 _END = re.compile(r',"sig":"([0-9a-f]{128})"\}')
+_PRICE = re.compile(r"(0|[1-9][0-9]{0,12})/(0|[1-9][0-9]{0,12}) ([1-9][0-9]{0,18})")
 _END_CHARS = len(',"sig":""}') + 2 * SIGNATURE_BYTES
 
 T = TypeVar("T")
@@ -129,20 +132,23 @@ class Entry:
 class ListedModel:
     """A model that the mesh serves. `hash` is the beginning of the SHA-256 of its weights, 16 bytes, or empty.
 
-    `hosts` is how many nodes serve it.
+    `hosts` is how many nodes serve it. Prices are those of the cheapest, in micro-USDC per 1,000,000 tokens.
     """
 
     name: str = _member(Text(LIMIT_MODEL_NAME_CHARS, 1))
     hash: bytes = _member(_Hex(MODEL_HASH_BYTES, empty=True), b"")
     hosts: int = _member(UInt(MAX_U32), 1)
+    price_in: int = _member(UInt(LIMIT_PRICE_MICROS), 0)
+    price_out: int = _member(UInt(LIMIT_PRICE_MICROS), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """What `node` says of the open mesh `mesh`. `vram_bytes` is the memory of all its devices.
 
-    `wanted` are models that its members ask for and nobody serves. `price` is reserved and means nothing yet.
-    `publisher` (the Nostr key, 32 bytes) and `created_at` (wall time in seconds) are those of the event around it.
+    `wanted` are models that its members ask for and nobody serves. `price` is that of the cheapest
+    node that asks for one (`price_text`), empty where none does. `publisher` (the Nostr key, 32 bytes) and `created_at`
+    (wall time in seconds) are those of the event around it.
     """
 
     mesh: bytes = _member(_Hex(KEY_BYTES))
@@ -157,9 +163,24 @@ class Listing:
     max_clients: int = _member(UInt(MAX_U32), 0)
     region: str = _member(Text(LIMIT_NAME_CHARS), "")
     software: str = _member(Text(LIMIT_NAME_CHARS), "")
-    price: str = _member(Text(LIMIT_NAME_CHARS), "")
+    price: str = _member(Text(PRICE_CHARS), "")
     publisher: bytes = dataclasses.field(default=b"")
     created_at: int = dataclasses.field(default=0)
+
+
+def price_text(price_in: int, price_out: int, chain: int) -> str:
+    """Prices of a mesh as its listing names them, such as "200000/600000 84532"."""
+    return f"{price_in}/{price_out} {chain}"
+
+
+def read_price(text: str) -> tuple[int, int, int] | None:
+    """(price in, price out, chain) of such a text; None for any other one, which says nothing."""
+    found = _PRICE.fullmatch(text)
+    if found is None:
+        return None
+    price_in, price_out, chain = map(int, found.groups())
+    within = max(price_in, price_out) <= LIMIT_PRICE_MICROS and 0 < chain <= MAX_U63
+    return (price_in, price_out, chain) if within else None
 
 
 def identifier(mesh: bytes) -> str:

@@ -12,6 +12,7 @@ from meshnode.wire import schema
 from meshnode.wire.address import Address
 from meshnode.wire.dht import DhtFind, DhtFound, DhtStore, DhtStored
 from meshnode.wire.inquiry import Inquiry, Prospect
+from meshnode.wire.payments import PAY_MESSAGES
 from meshnode.wire.registry import (
     LIMIT_ADDRESSES,
     LIMIT_CERTIFICATE_BYTES,
@@ -294,6 +295,7 @@ MESSAGES: dict[int, type[Any]] = {
     MessageId.DHT_STORE: DhtStore,
     MessageId.DHT_STORED: DhtStored,
     **TRAVERSAL_MESSAGES,
+    **PAY_MESSAGES,
 }
 _IDS = {shape: int(number) for number, shape in MESSAGES.items()}
 

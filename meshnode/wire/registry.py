@@ -30,6 +30,7 @@ class StreamType(IntEnum):
     RELAY = 12
     PUNCH = 14
     INQUIRY = 16
+    PAY = 18
 
 
 class Role(IntEnum):
@@ -91,6 +92,20 @@ class MessageId(IntEnum):
     PUNCH_OFFER = 120
     PUNCH_ANSWER = 122
     PUNCH_DONE = 124
+    PAY_HTTP = 126
+    PAY_ASK = 128
+    PAY_QUOTE = 130
+    PAY_VOUCHER = 132
+    PAY_DUE = 134
+    PAY_RECEIPT = 136
+    PAY_REFUSED = 138
+    PAY_TERMS = 140
+    PAY_STATE = 142
+    PAY_STAND = 144
+    PAY_OPEN = 146
+    PAY_OPENED = 148
+    PAY_REFUND = 150
+    PAY_REFUNDED = 152
 
 
 class StatementKind(IntEnum):
@@ -151,6 +166,28 @@ class RelayCode(IntEnum):
     LEAVING = 7
 
 
+class PayCode(IntEnum):
+    """Why a payment, or what is asked about one, is refused."""
+
+    PRICE_ABOVE_CEILING = 0
+    CAP_REACHED = 1
+    CHANNEL_BUSY = 2
+    CUM_MISMATCH = 3
+    INSUFFICIENT_BALANCE = 4
+    WITHDRAW_PENDING = 5
+    QUOTE_EXPIRED = 6
+    BAD_SIGNATURE = 7
+    UNSUPPORTED_NETWORK = 8
+    UNKNOWN_CHANNEL = 9
+    NOT_SELLING = 10
+    TOO_SMALL = 11
+    TOO_OFTEN = 12
+    NO_VOUCHER = 13
+    CHAIN_DOWN = 14
+    BAD_ASK = 15
+    CHAIN_REFUSED = 16
+
+
 class Nat(IntEnum):
     """What a node knows of the address translation before it."""
 
@@ -209,6 +246,7 @@ MAY_OPEN: Final[dict[StreamType, frozenset[Role]]] = {
     StreamType.RELAY: frozenset({Role.MEMBER, Role.CLIENT}),
     StreamType.PUNCH: frozenset({Role.MEMBER, Role.CLIENT}),
     StreamType.INQUIRY: frozenset(),
+    StreamType.PAY: frozenset({Role.MEMBER, Role.CLIENT}),
 }
 """Which roles may open a stream of each type."""
 BEFORE_ADMISSION: Final = frozenset({StreamType.CONTROL, StreamType.PAIR, StreamType.INQUIRY})
@@ -238,6 +276,25 @@ RELAY_TEXTS: Final[dict[int, str]] = {
     5: "the peer that is meant does not want it",
     6: "nothing came for too long",
     7: "the relay is leaving",
+}
+PAY_TEXTS: Final[dict[int, str]] = {
+    0: "the price is above the ceiling of who pays",
+    1: "who pays may spend no more",
+    2: "the channel is in use as often as it may be",
+    3: "the two ends do not agree on the amount or the count of tokens",
+    4: "the channel does not hold as much",
+    5: "who pays is withdrawing from the channel",
+    6: "the quote is over",
+    7: "the signature is wrong",
+    8: "this node is not paid over that chain, contract or token",
+    9: "no such channel is known here",
+    10: "this node sells nothing of the kind",
+    11: "the amount is too small",
+    12: "the peer asks too often",
+    13: "no voucher came in time",
+    14: "the chain cannot be reached or does not agree with itself",
+    15: "what is asked makes no sense",
+    16: "the chain would refuse or has refused the transaction",
 }
 CLOSE_TEXTS: Final[dict[int, str]] = {
     0x100: "the node is leaving",
@@ -328,3 +385,16 @@ LIMIT_LISTING_MODELS: Final = 32
 LIMIT_LISTING_WANTED: Final = 16
 LIMIT_OWNER_BYTES: Final = 240
 LIMIT_OWNER_TTL_S: Final = 31536000
+LIMIT_PAY_HTTP_BYTES: Final = 60000
+LIMIT_PAY_FRAME_BYTES: Final = 4096
+LIMIT_PAY_TEXT_CHARS: Final = 200
+LIMIT_PAY_AHEAD_TOKENS: Final = 256
+LIMIT_PAY_CREDIT_TOKENS: Final = 64
+LIMIT_PAY_STALL_S: Final = 20
+LIMIT_MONEY_MICROS: Final = 1000000000000000
+LIMIT_PRICE_MICROS: Final = 1000000000000
+LIMIT_QUOTE_BYTES: Final = 800
+LIMIT_QUOTE_TTL_S: Final = 60
+LIMIT_RECEIPT_BYTES: Final = 2048
+LIMIT_WITHDRAW_DELAY_MIN_S: Final = 900
+LIMIT_WITHDRAW_DELAY_MAX_S: Final = 2592000

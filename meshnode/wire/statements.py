@@ -27,6 +27,7 @@ from meshnode.wire.registry import (
     LIMIT_NEIGHBOURS,
     LIMIT_OWNER_BYTES,
     LIMIT_PLAN_WORKERS,
+    LIMIT_PRICE_MICROS,
     LIMIT_STATEMENT_BYTES,
     LIMIT_WEIGHTS,
     StatementKind,
@@ -97,7 +98,8 @@ class Offer:
     """One model that a node serves.
 
     `content_hash` is the beginning of the SHA-256 of its weights: equal hashes are replicas. Speeds are in tenths of
-    a token per second, 0 where unknown.
+    a token per second, 0 where unknown. Prices are micro-USDC per 1,000,000 tokens, to be paid over `chain` (EIP-155);
+    they are a hint, what counts is a quote.
     """
 
     name: str = member(0, Text(LIMIT_MODEL_NAME_CHARS, 1))
@@ -112,6 +114,14 @@ class Offer:
     prompt_speed: int = member(18, UInt(MAX_U32), 0)
     size_bytes: int = member(20, UInt(LIMIT_MEMORY_BYTES_MAX), 0)
     names: tuple[str, ...] = member(21, ListOf(Text(LIMIT_MODEL_NAME_CHARS, 1), 4), ())
+    price_in: int = member(23, UInt(LIMIT_PRICE_MICROS), 0)
+    price_out: int = member(25, UInt(LIMIT_PRICE_MICROS), 0)
+    chain: int = member(27, UInt(MAX_U63), 0)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it costs nothing."""
+        return not (self.price_in or self.price_out)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@ import { createHmac, hkdfSync } from "node:crypto";
 import { readFileSync } from "node:fs";
 import * as wire from "./decode.mjs";
 import { Dropped, judge } from "./listing.mjs";
+import * as payments from "./payments.mjs";
 import * as tunnel from "./tunnel.mjs";
 
 const read = (name) => JSON.parse(readFileSync(new URL(`../${name}.json`, import.meta.url)));
@@ -15,6 +16,7 @@ const shown = (value) => {
 };
 const messages = {}, openings = {};
 const text_rule = read("schema/message-hello").properties[11];
+const isShown = (text) => new RegExp(text_rule.pattern, "u").test(text);
 const all_frames = (data) => {
   const found = [], steps = wire.frames(data);
   try {
@@ -67,8 +69,11 @@ const decoders = {
     return { key: derived.toString("hex"), host_proof: proof(host), guest_proof: proof(guest) };
   },
   invites: ({ text }) => ({ hex: wire.invite(text).signed.toString("hex") }),
+  quotes: ({ hex, node }) => ({ value: shown(payments.quote(bytes(hex), bytes(node))) }),
+  receipts: ({ text }) => ({ receipt: payments.receipt(text, isShown) }),
+  "paid-streams": ({ from, header, hex }) => payments.paidStream(bytes(header), bytes(hex), from),
+  vouchers: ({ signature, ...said }) => payments.voucher(said, bytes(signature)),
   listings: ({ event, now_s, reason }) => {
-    const isShown = (text) => new RegExp(text_rule.pattern, "u").test(text);
     try { return judge(event, now_s, 8, isShown); } catch (error) {
       if (error instanceof Dropped && error.reason === reason) throw new wire.WireError(error.message);
       throw error;

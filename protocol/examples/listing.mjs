@@ -43,7 +43,8 @@ function listing(content, publisher, createdAt, isShown) {
   };
   const known = { vram_bytes: 2 ** 50, nodes: 2 ** 32 - 1, clients: 2 ** 32 - 1, max_clients: 2 ** 32 - 1 };
   for (const [name, most] of Object.entries(known)) if (name in said) number(said[name], most);
-  for (const name of ["region", "software", "price"]) if (name in said) text(said[name], 40);
+  for (const name of ["region", "software"]) if (name in said) text(said[name], 40);
+  if ("price" in said) text(said.price, 48); // prices and chain, where it has that form
   hex(said.mesh, 32), hex(said.node, 32), text(said.name, 40, 1);
   const id = createHash("blake2s256").update(`meshnode open mesh\0${said.name}`).digest("hex");
   if (id !== said.mesh) bad("a name that is not that of the mesh"); // and one that is not spelled as 07-admission.md says
@@ -51,6 +52,7 @@ function listing(content, publisher, createdAt, isShown) {
   if (new Set(said.entries.map((entry) => entry.node)).size < said.entries.length) bad("an entry twice");
   list(said.models ?? [], 32, 0, (model) => {
     text(model.name, 64, 1), number(model.hosts ?? 1, 2 ** 32 - 1);
+    number(model.price_in ?? 0, 1e12), number(model.price_out ?? 0, 1e12);
     if (model.hash) hex(model.hash, 16);
   });
   list(said.wanted ?? [], 16, 0, (name) => text(name, 64, 1));

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from meshnode.core.prices import FREE, Price
 from meshnode.core.radius import RADII, reaches
 from meshnode.core.routing import HostView, Ranked, Router, Wanted, choose_model
 
@@ -470,3 +471,59 @@ def test_auto_means_a_strangers_model_only_where_no_nearer_one_can() -> None:
 def test_no_models_are_our_own_fault() -> None:
     with pytest.raises(ValueError, match="no model"):
         choose_model({}, WANTED)
+
+
+# --- hosts that want to be paid -------------------------------------------------------------------------------------
+
+PUBLIC_WANTED = replace(WANTED, radius="public")
+CHEAP, DEAR = Price(100_000, 200_000), Price(200_000, 400_000)
+
+
+def public(node: str, price: Price = FREE, **changes: Any) -> HostView:
+    return host(node, radius="public", price=price, **changes)
+
+
+def test_free_strangers_go_before_those_that_cost_something_however_slow_they_are() -> None:
+    slow = public("f", tokens_per_s=1.0, prompt_tokens_per_s=10.0, busy=2, waiting=9)
+    assert rank(public("c", CHEAP), slow, wanted=PUBLIC_WANTED) == "fc"
+    assert rank(public("c", CHEAP), slow, host("t", radius="trusted", busy=2), wanted=PUBLIC_WANTED) == "tfc"
+
+
+def test_twice_the_price_is_worth_half_the_time() -> None:
+    half = {"tokens_per_s": 50.0, "prompt_tokens_per_s": 500.0, "rtt_s": 0.04}
+    for faster, expected in ((2.2, "dc"), (1.8, "cd")):
+        quick = {name: value * faster for name, value in half.items()} | {"rtt_s": 0.04 / faster}
+        assert rank(public("c", CHEAP, **half), public("d", DEAR, **quick), wanted=PUBLIC_WANTED) == expected
+
+
+def test_of_equal_ones_that_want_the_same_two_are_drawn() -> None:
+    by = router()
+    hosts = [public(node, CHEAP) for node in "abcd"]
+    firsts = Counter(rank(*hosts, wanted=PUBLIC_WANTED, by=by)[0] for _ in range(200))
+    assert set(firsts) == set("abcd")
+    mixed = [public("f"), *hosts]
+    assert {rank(*mixed, wanted=PUBLIC_WANTED, by=by)[0] for _ in range(50)} == {"f"}
+
+
+def test_the_reason_says_what_a_typical_answer_costs() -> None:
+    [ranked] = router().rank(PUBLIC_WANTED, [public("c", CHEAP)], 0.0)
+    assert ranked.reason == "20 ms away, $0.000102 for a typical answer", "500 tokens in and 256 out"
+
+
+def test_when_all_cool_down_the_free_one_is_offered() -> None:
+    by = router()
+    for node in "fc":
+        by.failed(node, "m", 0.0)
+    by.failed("f", "m", 0.0)
+    assert rank(public("c", CHEAP), public("f"), wanted=PUBLIC_WANTED, by=by, now=0.1) == "f"
+
+
+def test_a_prompt_too_long_for_all_is_for_the_free_one_to_refuse() -> None:
+    long = replace(PUBLIC_WANTED, prompt_tokens=10**6)
+    assert rank(public("c", CHEAP, context_length=65536), public("f"), wanted=long) == "f"
+
+
+def test_auto_means_a_free_model_before_one_that_costs_something() -> None:
+    models = {"paid": [public("c", CHEAP, size_bytes=100 << 30)], "free": [public("f", size_bytes=1 << 30)]}
+    assert choose_model(models, PUBLIC_WANTED) == "free"
+    assert choose_model({"paid": models["paid"]}, PUBLIC_WANTED) == "paid"

@@ -22,7 +22,7 @@ from meshnode.mesh.control import datagram_of, message_in
 from meshnode.mesh.tunnel_request import END_OF_HEAD, Refusal, judge
 from meshnode.models import manifest as manifests
 from meshnode.rpc.codec import Unpacker
-from meshnode.wire import certificates, ggml_rpc, invites, statements, weights
+from meshnode.wire import certificates, ggml_rpc, invites, payments, quotes, receipts, statements, weights
 from meshnode.wire.address import Address
 from meshnode.wire.frames import HEADER_BYTES, FrameReader, decode_stream_header, encode_frame, encode_stream_header
 from meshnode.wire.messages import decode_message, encode_message, message_id
@@ -275,6 +275,38 @@ def manifest(data: bytes) -> None:
     assert ends == [file.size_bytes for file in found.files]
 
 
+def quote(data: bytes) -> None:
+    """With every signature accepted: what is said has one form, and does not contradict itself."""
+    claimed = quotes.read(data)
+    found = quotes.read_genuine(data, node=claimed.node, verify=lambda *_: True)
+    assert found == claimed == quotes.read(quotes.issue(found, lambda _: bytes(64)))
+    assert found.every_tokens <= found.ahead_tokens
+
+
+def receipt(data: bytes) -> None:
+    """With every signature accepted: one form, and nothing charged beyond what the tokens cost."""
+    found = receipts.read_genuine(data, lambda *_: True)
+    assert receipts.read(receipts.write(found, lambda _: bytes(64))) == found
+    most = receipts.most_micros(found.price_in, found.price_out, found.tokens_in, found.tokens_out)
+    assert 0 <= found.charged_micros <= min(most, found.channel_charged_micros)
+
+
+def paid_stream(data: bytes) -> None:
+    """The first byte says which end sends, the second how the frames are cut; each is one that may come from there."""
+    table = payments.FROM_PAYER if data[:1] and data[0] % 2 else payments.FROM_PROVIDER
+    size, rest = 1 + data[1] if len(data) > 1 else 1, data[2:]
+    reader, sent = FrameReader(), 0
+    for at in range(0, len(rest), size):
+        for number, body in reader.feed(rest[at : at + size]):
+            if number not in table and number % 2 == 0:
+                raise WireError("it has no place here")
+            found = decode_message(number, body)
+            if number in table:
+                assert type(found) is table[number] and decode_message(number, encode_message(found)) == found
+                sent += len(getattr(found, "data", b""))
+    assert sent <= len(rest)
+
+
 def bulk_opening(data: bytes) -> None:
     """The header of a stream that asks for weights."""
     found = weights.read_header(data)
@@ -306,6 +338,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         tunnel_pushes,
         manifest,
         bulk_opening,
+        quote,
+        receipt,
+        paid_stream,
     )
 }
 

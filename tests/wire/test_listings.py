@@ -12,9 +12,20 @@ from hypothesis import strategies as st
 
 from meshnode.identity import verify
 from meshnode.wire.address import Address
-from meshnode.wire.listings import Entry, ForgedListing, ListedModel, Listing, identifier, read, write
+from meshnode.wire.listings import (
+    PRICE_CHARS,
+    Entry,
+    ForgedListing,
+    ListedModel,
+    Listing,
+    identifier,
+    price_text,
+    read,
+    read_price,
+    write,
+)
 from meshnode.wire.open_meshes import open_mesh_id
-from meshnode.wire.registry import LIMIT_LISTING_BYTES, Close
+from meshnode.wire.registry import LIMIT_LISTING_BYTES, LIMIT_PRICE_MICROS, Close
 from meshnode.wire.values import WireError
 from tests.wire.listing_samples import ALICE, BOB, NOW_S, listing
 from tests.wire.samples import STEADY, addresses, cases
@@ -25,13 +36,13 @@ FULL = listing(
         Entry(ALICE.node, (Address("192.0.2.1", 9338), Address("2001:db8::1", 9338))),
         Entry(BOB.node, (Address("198.51.100.7", 1),)),
     ),
-    models=(ListedModel("qwen3-8b", bytes(16), 4), ListedModel("demo", b"", 1)),
+    models=(ListedModel("qwen3-8b", bytes(16), 4, 200_000, 600_000), ListedModel("demo", b"", 1)),
     wanted=("llama-70b",),
     clients=3,
     max_clients=64,
     region="eu-west",
     software="meshnode 0.1",
-    price="reserved",
+    price="200000/600000 84532",
 )
 
 
@@ -268,3 +279,45 @@ def test_whatever_is_within_its_bounds_fits() -> None:
         wanted=("\u20ac" * 64,) * 16,
     )
     assert 14_000 < len(write(most, ALICE.sign).encode()) <= LIMIT_LISTING_BYTES
+
+
+@STEADY
+@given(st.integers(0, LIMIT_PRICE_MICROS), st.integers(0, LIMIT_PRICE_MICROS), st.integers(1, (1 << 63) - 1))
+def test_prices_are_read_as_they_are_written(price_in: int, price_out: int, chain: int) -> None:
+    text = price_text(price_in, price_out, chain)
+    assert read_price(text) == (price_in, price_out, chain)
+    assert len(text) <= PRICE_CHARS
+    assert again(write(listing(price=text), ALICE.sign)).price == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "reserved",
+        "0/0",
+        "1/2 0",
+        "01/2 3",
+        "1/2  3",
+        " 1/2 3",
+        "1/2 3 ",
+        "-1/2 3",
+        "1.5/2 3",
+        "1/2/3 4",
+        "\u0661/2 3",
+        f"{LIMIT_PRICE_MICROS + 1}/0 1",
+        f"0/{LIMIT_PRICE_MICROS + 1} 1",
+        f"0/0 {1 << 63}",
+        "9" * PRICE_CHARS,
+    ],
+)
+def test_a_price_of_another_form_says_nothing(text: str) -> None:
+    assert read_price(text) is None
+
+
+@pytest.mark.parametrize("changes", [{"price_in": LIMIT_PRICE_MICROS + 1}, {"price_out": -1}, {"price_in": 1.5}])
+def test_a_price_of_a_model_has_its_bounds(changes: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        write(listing(models=(replace(ListedModel("demo"), **changes),)), ALICE.sign)
+    with pytest.raises(WireError):
+        again(signed(plain_of() | {"models": [{"name": "demo"} | changes]}))

@@ -15,11 +15,13 @@ from meshnode.wire.registry import (
     CLOSE_TEXTS,
     LEASE_TEXTS,
     MAY_OPEN,
+    PAY_TEXTS,
     RELAY_TEXTS,
     RESET_TEXTS,
     Close,
     LeaseCode,
     MessageId,
+    PayCode,
     RelayCode,
     Reset,
     Role,
@@ -32,7 +34,7 @@ from meshnode.wire.statements import BODIES
 ROOT = Path(__file__).parent.parent.parent
 GIVEN = tomllib.loads((ROOT / "protocol" / "registry.toml").read_text("utf-8"))
 NUMBERED = {"streams": StreamType, "roles": Role, "messages": MessageId, "statements": StatementKind, "rpc": RpcKind}
-CODED = {"close": Close, "reset": Reset, "lease": LeaseCode}
+CODED = {"close": Close, "reset": Reset, "lease": LeaseCode, "pay": PayCode}
 
 
 def number(value: Any) -> int:
@@ -72,7 +74,8 @@ def test_every_number_has_its_shape() -> None:
 
 
 def test_codes_have_their_words() -> None:
-    for enum, texts in ((Close, CLOSE_TEXTS), (Reset, RESET_TEXTS), (LeaseCode, LEASE_TEXTS), (RelayCode, RELAY_TEXTS)):
+    tables = (CLOSE_TEXTS, RESET_TEXTS, LEASE_TEXTS, RELAY_TEXTS, PAY_TEXTS)
+    for enum, texts in zip((Close, Reset, LeaseCode, RelayCode, PayCode), tables, strict=True):
         assert set(texts) == set(enum)
         assert all(text and not text.endswith(".") for text in texts.values())
         assert len(set(texts.values())) == len(texts)
@@ -96,6 +99,10 @@ def test_limits_are_given_and_hang_together() -> None:
     assert registry.LIMIT_LEASE_FRAME_BYTES <= registry.LIMIT_FRAME_BYTES
     assert registry.LIMIT_CERTIFICATE_BYTES < registry.LIMIT_STATEMENT_BYTES
     assert registry.LIMIT_INVITE_TTL_S <= registry.LIMIT_INVITE_MAX_TTL_S
+    assert registry.LIMIT_PAY_HTTP_BYTES + 32 <= registry.LIMIT_FRAME_BYTES
+    assert max(registry.LIMIT_RECEIPT_BYTES, registry.LIMIT_QUOTE_BYTES) + 16 <= registry.LIMIT_PAY_FRAME_BYTES
+    assert registry.LIMIT_MONEY_MICROS < 1 << 53, "every reader of JSON keeps it"
+    assert registry.LIMIT_WITHDRAW_DELAY_MIN_S < registry.LIMIT_WITHDRAW_DELAY_MAX_S
 
 
 @pytest.mark.parametrize("enum", [Close, Reset, StreamType, RpcKind, LeaseCode], ids=lambda enum: enum.__name__)

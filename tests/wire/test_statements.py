@@ -109,3 +109,13 @@ def test_names_of_members_in_the_schema() -> None:
     """Kinds are told apart by their bodies alone: no two are one shape."""
     described = [str(schema.describe(shape)) for shape in BODIES.values()]
     assert len(set(described)) == len(BODIES)
+
+
+@pytest.mark.parametrize(
+    ("prices", "free"), [((0, 0, 0), True), ((0, 0, 84532), True), ((1, 0, 84532), False), ((0, 1, 0), False)]
+)
+def test_an_offer_with_a_price_is_not_free(prices: tuple[int, int, int], free: bool) -> None:
+    offer = Offer("demo", bytes(16), 1, 4096, 1, price_in=prices[0], price_out=prices[1], chain=prices[2])
+    assert offer.is_free is free
+    said = make(Dynamic(models=(offer,)), origin=ALICE.node, incarnation=1, number=1, sign=ALICE.sign)
+    assert genuine(said.signed).body.models == (offer,)
