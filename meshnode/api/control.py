@@ -1,8 +1,9 @@
 """The application behind the console port: the page, the control API, and the gateway for the page's own chat.
 
 Whatever changes the node, or shows more of it than its status, needs the token that the node makes at each start: the
-command line reads it from runtime.json, the page from its own head. The token is asked for after the Door has judged
-the caller and before anything of a body is read. What a call needs of the node is handed in as callables.
+command line reads it from runtime.json, the page from its own head. What moves money needs a second value as well,
+which the page does not have (spending_control.py). Both are asked for after the Door has judged the caller and before
+anything of a body is read. What a call needs of the node is handed in as callables.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from starlette.applications import Starlette
@@ -32,6 +33,13 @@ from meshnode.api.radius_control import RadiusControl, radius_commands
 from meshnode.api.reaching import OF_OWNER
 from meshnode.api.request import read_body
 from meshnode.api.served import Served
+from meshnode.api.spending_control import (
+    TERMINAL_HEADER,
+    SpendingControl,
+    no_spending,
+    spending_commands,
+    spending_questions,
+)
 from meshnode.errors import BadRequest, Forbidden, TooManyRequests
 
 MAX_CONTROL_BODY_BYTES = 64 << 10
@@ -72,16 +80,19 @@ class Controls:
     settings: Callable[[], Answer]
     logs: Callable[[str, int], Awaitable[Answer]]
     agents: Callable[[str], Answer]
+    spending: SpendingControl = field(default_factory=no_spending)
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call of the console port; `token` says that it needs the token of the node."""
+    """One call of the console port; `token` says that it needs the token of the node, `terminal` that it moves money
+    and so needs the terminal value as well."""
 
     method: Literal["GET", "POST"]
     path: str
     answer: Callable[[Request], Awaitable[Response]]
     token: bool = False
+    terminal: bool = False
 
 
 def control_calls(
@@ -158,11 +169,11 @@ def control_calls(
 
         return Call("POST", path, answer, token=True)
 
-    def of_members(path: str, act: Callable[[Members], Awaitable[Answer]]) -> Call:
+    def of_members(path: str, act: Callable[[Members], Awaitable[Answer]], *, terminal: bool = False) -> Call:
         async def answer(request: Request) -> Response:
             return JSONResponse(await act(await _members(request)))
 
-        return Call("POST", path, answer, token=True)
+        return Call("POST", path, answer, token=True, terminal=terminal)
 
     def of_query(path: str, act: Callable[[Mapping[str, str]], Awaitable[Answer]]) -> Call:
         async def answer(request: Request) -> Response:
@@ -190,7 +201,9 @@ def control_calls(
         *[of_members(path, act) for path, act in mesh_commands(controls.mesh).items()],
         *[of_members(path, act) for path, act in public_commands(controls.public).items()],
         *[of_members(path, act) for path, act in radius_commands(controls.radius).items()],
+        *[of_members(path, act, terminal=True) for path, act in spending_commands(controls.spending).items()],
         *[of_query(path, act) for path, act in public_questions(controls.public).items()],
+        *[of_query(path, act) for path, act in spending_questions(controls.spending).items()],
         Call("GET", "/metrics", scrape),
         Call("GET", "/health", get_health),
     ]
@@ -209,9 +222,11 @@ def control_app(
     """The application behind the console port. `site` has the page and its files, `gateway` answers /v1/* for whoever
     has the token."""
 
+    def given(scope: Mapping[str, Any], header: bytes) -> bytes:
+        return next((value for name, value in scope["headers"] if name == header), b"")
+
     def check_token(scope: Mapping[str, Any]) -> None:
-        given = next((value for name, value in scope["headers"] if name == TOKEN_HEADER), b"")
-        if not hmac.compare_digest(given, controls.token.encode()):
+        if not hmac.compare_digest(given(scope, TOKEN_HEADER), controls.token.encode()):
             raise Forbidden(
                 f"this call needs the {TOKEN_HEADER.decode()} of the node",
                 fix="use the console, or the meshnode command of the user who runs the node",
@@ -221,6 +236,8 @@ def control_app(
         async def endpoint(request: Request) -> Response:
             if call.token:
                 check_token(request.scope)
+            if call.terminal:
+                controls.spending.check_terminal(given(request.scope, TERMINAL_HEADER.encode()))
             response = await call.answer(request)
             for name, value in ANSWER_HEADERS.items():
                 response.headers.setdefault(name, value)

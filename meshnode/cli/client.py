@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,16 @@ class RunningNode:
     token: str = field(repr=False)
     home: Path
 
-    def call(self, method: str, path: str, body: dict[str, object] | None = None, *, timeout_s: float = 30) -> Any:
-        """One request to the control API; the parsed JSON of its answer.
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, object] | None = None,
+        *,
+        timeout_s: float = 30,
+        headers: Mapping[str, str] | None = None,
+    ) -> Any:
+        """One request to the control API, with the token and with further headers; the parsed JSON of its answer.
 
         Raises NodeNotRunning when nothing answers, and the error that the node reported otherwise.
         """
@@ -34,8 +43,8 @@ class RunningNode:
         connection = http.client.HTTPConnection(target.hostname or "127.0.0.1", target.port, timeout=timeout_s)
         try:
             payload = None if body is None else json.dumps(body)
-            headers = {"x-meshnode-token": self.token, "content-type": "application/json"}
-            connection.request(method, path, payload, headers)
+            sent = {"x-meshnode-token": self.token, "content-type": "application/json", **(headers or {})}
+            connection.request(method, path, payload, sent)
             answer = connection.getresponse()
             value = json.loads(answer.read(MAX_ANSWER_BYTES))
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as reason:

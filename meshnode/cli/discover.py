@@ -13,6 +13,7 @@ from meshnode.cli.render import command_errors, emit, human_bytes, printable, sa
 from meshnode.config import find_places, setting_fields
 
 MOST_MODELS_SHOWN = 3
+MICROS = 1_000_000
 _amount = next(item.metadata["parse"] for item in setting_fields() if item.name == "max_vram")
 
 
@@ -63,7 +64,7 @@ def show_discovery(facts: dict[str, Any]) -> None:
     if facts["drops"]:
         say(f"left out: {', '.join(facts['drops'])}")
     if facts["meshes"]:
-        columns = ["NAME", "MODELS", "NODES", "FREE", "MEMORY", "REGION", "RTT", "SCORE", "WHY"]
+        columns = ["NAME", "MODELS", "NODES", "FREE", "MEMORY", "PRICE", "REGION", "RTT", "SCORE", "WHY"]
         table(columns, [_row(mesh) for mesh in facts["meshes"]])
 
 
@@ -81,11 +82,26 @@ def _row(mesh: dict[str, Any]) -> list[str]:
     return [
         printable(mesh["name"]),
         *(cells if shown else [cell if cell == "-" else f"({cell})" for cell in cells]),
+        _price(listed["models"]),
         printable(mesh["region"]) or "-",
         f"{shown['rtt_s'] * 1e3:.3g} ms" if shown else "-",
         "-" if mesh["refusal"] else f"{mesh['score']:.0f}",
         why,
     ]
+
+
+def _price(models: list[dict[str, Any]]) -> str:
+    """Of the cheapest model that has a price, in dollars for a million tokens; what is listed binds nobody."""
+    prices = [(model["price_in"], model["price_out"]) for model in models]
+    if not any(map(any, prices)):
+        return "free"
+    low_in, low_out = min(price for price in prices if any(price))
+    some = "" if all(map(any, prices)) else ", some free"
+    return f"${_usd(low_in)} in, ${_usd(low_out)} out{some}"
+
+
+def _usd(micros: int) -> str:
+    return f"{micros / MICROS:.6f}".rstrip("0").rstrip(".")
 
 
 def _names(names: list[str]) -> str:

@@ -21,7 +21,8 @@ Answer = dict[str, Any] | MeshnodeError
 
 
 class ScriptedNode(ThreadingHTTPServer):
-    """`answers` has for each path what is said in turn, the last one again and again; `calls` is what was asked."""
+    """`answers` has for each path what is said in turn, the last one again and again; `calls` is what was asked, and
+    `terminals` with which terminal value each time."""
 
     daemon_threads = True
 
@@ -29,6 +30,7 @@ class ScriptedNode(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.answers: dict[str, list[Answer]] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.terminals: list[str | None] = []
         self.lock = (home / "node.lock").open("a+b")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         url = f"http://127.0.0.1:{self.server_address[1]}"
@@ -54,6 +56,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         assert self.headers["x-meshnode-token"] == TOKEN
+        self.server.terminals.append(self.headers["x-meshnode-terminal"])
         self.server.calls.append((self.path, json.loads(self.rfile.read(int(self.headers["content-length"])))))
         self._answer()
 

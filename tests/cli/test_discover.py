@@ -64,8 +64,8 @@ def test_a_table_of_meshes_and_a_line_for_each_relay(relay: str, tmp_path: Path,
     result = run(tmp_path, f"{relay},ws://127.0.0.1:9", "--region", "eu-west")
     assert result.exit_code == 0, result.stderr
     header, *rows = result.stdout.splitlines()
-    assert header.split() == ["NAME", "MODELS", "NODES", "FREE", "MEMORY", "REGION", "RTT", "SCORE", "WHY"]
-    assert rows[0].split()[:8] == ["home", "demo", "3", "2", "24", "GB", "eu-west", "12.3"]
+    assert header.split() == ["NAME", "MODELS", "NODES", "FREE", "MEMORY", "PRICE", "REGION", "RTT", "SCORE", "WHY"]
+    assert rows[0].split()[:8] == ["home", "demo", "3", "2", "24", "GB", "free", "eu-west"]
     assert rows[0].endswith("1 model served")
     assert rows[1].split()[:6] == ["other", "(demo)", "(3)", "-", "(24", "GB)"]
     assert rows[1].endswith("nobody answers")
@@ -116,7 +116,7 @@ def test_a_mesh_that_nobody_answers_for(relay: str, tmp_path: Path) -> None:
 
 def test_words_of_strangers_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     hostile = "\x1b[2J\u202e\n" + "x" * 500
-    listed = {"models": [{"name": hostile}], "nodes": 1, "vram_bytes": 0}
+    listed = {"models": [{"name": hostile, "price_in": 0, "price_out": 600_000}], "nodes": 1, "vram_bytes": 0}
     mesh = {"name": hostile, "region": hostile, "refusal": hostile, "reasons": [], "score": 0}
     relay = {"url": "ws://x", "state": "refused", "text": hostile, "count": 0, "elapsed_s": 0.1}
     show_discovery({"meshes": [mesh | {"listed": listed, "shown": None}], "relays": [relay], "drops": [hostile]})
@@ -124,6 +124,23 @@ def test_words_of_strangers_cannot_steer_the_terminal(capsys: pytest.CaptureFixt
     assert (told.out + told.err).replace("\n", "").replace("\u2026", "").isascii()
     assert "\x1b" not in told.out + told.err
     assert len(told.out.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("prices", "shown"),
+    [
+        ([(0, 0)], "free"),
+        ([(200_000, 600_000)], "$0.2 in, $0.6 out"),
+        ([(200_000, 600_000), (0, 0), (1, 0)], "$0.000001 in, $0 out, some free"),
+        ([], "free"),
+    ],
+)
+def test_what_a_mesh_costs(prices: list[tuple[int, int]], shown: str, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [{"name": "m", "price_in": low_in, "price_out": low_out} for low_in, low_out in prices]
+    listed = {"models": models, "nodes": 1, "vram_bytes": 0}
+    mesh = {"name": "one", "region": "", "refusal": "", "reasons": [], "score": 0, "listed": listed, "shown": None}
+    show_discovery({"meshes": [mesh], "relays": [], "drops": []})
+    assert shown in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("amount", ["x", "0", "-1", "8 parsecs"])

@@ -215,7 +215,9 @@ def a_listed_mesh(number: int, **values: Any) -> Facts:
     """A mesh as GET /api/discover has it: every third has shown nothing and is refused."""
     silent = number % 3 == 2
     shown = {"rtt_s": 0.01 * number, "models": ["model-0"], "nodes": number, "free_slots": 4, "vram_bytes": 24 * GIB}
-    models = [{"name": f"model-{at}", "hash": f"{at:032x}", "hosts": at + 1} for at in range(2)]
+    models = [
+        {"name": f"model-{at}", "hash": f"{at:032x}", "hosts": at + 1, "price_in": 0, "price_out": 0} for at in range(2)
+    ]
     return {
         "mesh": node_id(1000 + number),
         "name": f"mesh-{number}",

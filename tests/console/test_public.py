@@ -332,7 +332,7 @@ def test_whatever_strangers_write_is_only_text(fake, open_console, width) -> Non
     ]
     for mesh, name in zip(meshes, NAMES, strict=True):
         mesh["listed"] = mesh["listed"] | {
-            "models": [{"name": name, "hash": "", "hosts": 1}] * 32,
+            "models": [{"name": name, "hash": "", "hosts": 1, "price_in": 0, "price_out": 0}] * 32,
             "wanted": [name] * 32,
         }
         if mesh["shown"]:

@@ -1,4 +1,4 @@
-"""Settings, folders and the log in a real browser, beside a real node; and the view that is kept for spending."""
+"""Settings, folders and the log in a real browser, beside a real node."""
 
 from __future__ import annotations
 
@@ -87,8 +87,3 @@ def test_the_theme_is_chosen_here_as_well(open_console, demo_server) -> None:
     page.get_by_label("Theme", exact=True).select_option("system")
     assert page.evaluate("document.documentElement.dataset.theme") is None
     assert page.evaluate("localStorage.length") == 0
-
-
-def test_spending_says_that_nothing_is_spent(open_console, demo_server) -> None:
-    page = open_console(demo_server, "spending")
-    page.get_by_text("This version gives and takes answers for free.").wait_for()

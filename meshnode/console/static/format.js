@@ -39,6 +39,14 @@ export const milliseconds = (ms) =>
 /** Tokens per second without the unit: "0", "3.4", "120". */
 export const rate = (n) => (known(n) ? (n === 0 ? "0" : n < 9.95 ? n.toFixed(1) : plain.format(n)) : DASH);
 
+/** Micro-dollars exactly, in no more digits than it takes: "$0.00", "$1.50", "$0.000012". */
+export const usd = (micros) => {
+  if (!Number.isSafeInteger(micros)) return DASH;
+  const whole = Math.abs(micros);
+  const cents = String(whole % 1_000_000).padStart(6, "0").replace(/(?<=^\d\d+?)0+$/, "");
+  return `${micros < 0 ? "-" : ""}$${plain.format(Math.floor(whole / 1_000_000))}.${cents}`;
+};
+
 /** How long ago a wall time (seconds) was: "now", "12 s ago", "3 min ago", "2 d ago". */
 export const ago = (wall_s, now_ms = Date.now()) => {
   if (!known(wall_s) || wall_s <= 0) return DASH;

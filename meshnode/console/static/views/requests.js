@@ -3,7 +3,7 @@
 import { html, useEffect, useSignal } from "../lib.js";
 import { member, now, peers, strangers } from "../store.js";
 import { get } from "../api.js";
-import { clean, clock, count, milliseconds, own, rate, seconds } from "../format.js";
+import { clean, clock, count, milliseconds, own, rate, seconds, usd } from "../format.js";
 import { announce } from "../parts/announce.js";
 import { Badge } from "../parts/badge.js";
 import { Button, CopyButton } from "../parts/button.js";
@@ -92,6 +92,7 @@ function Details({ row, onClose }) {
     ["Outcome", html`<${Outcome} row=${row} />`],
     ["Error", row.error && html`<code>${clean(row.error, 80)}</code>`],
     ["Tokens", `${count(row.tokens_in)} in, ${count(row.tokens_out)} out`],
+    ["Cost", row.cost_micros > 0 && (row.peer ? `earned ${usd(row.cost_micros)}` : usd(row.cost_micros))],
     ["Waited for a slot", short(row.queued_s)],
     ["First token after", dash(row.first_byte_s, short)],
     ["Tokens per second", paceWords(row)],
