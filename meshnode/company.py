@@ -4,6 +4,7 @@
     Pool       splits, loans, standby                  (pool.py)
     Meshing    the private mesh                        (meshing.py)
     Strangers  the public mesh                         (strangers.py)
+    Money      what strangers pay, and are paid        (money.py)
 
 A node that was started with --solo has none of it: `Alone` stands in its place.
 """
@@ -16,13 +17,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from meshnode.api.app import ASGIApp
 from meshnode.api.gate import Gates
 from meshnode.api.mesh_control import MeshControls, no_mesh
 from meshnode.api.metrics import Gauge
+from meshnode.api.paying import Purse
 from meshnode.api.public_control import PublicControls, nothing_public
 from meshnode.api.record import Record
 from meshnode.api.request import Request
 from meshnode.api.served import Host, Served
+from meshnode.api.spending_control import SpendingControl, no_spending
 from meshnode.capacity import Lender
 from meshnode.config import Places, Settings
 from meshnode.doors import DoorParts, peer_door
@@ -31,6 +35,7 @@ from meshnode.errors import MeshnodeError, NotInMesh, StateError
 from meshnode.hardware import Inventory
 from meshnode.identity import Identity
 from meshnode.meshing import Meshing, node_name
+from meshnode.money import MoneyParts, control_of, open_money
 from meshnode.planning import Speeds
 from meshnode.pool import Pool
 from meshnode.serving import Serving, Tell
@@ -92,6 +97,18 @@ class Company:
             has=self._pool.has,
             trust=self._trust,
         )
+        self._money = open_money(
+            MoneyParts(
+                settings=its.settings,
+                places=its.places,
+                identity=its.identity,
+                tell=its.tell,
+                mesh=lambda: self._strangers.mesh,
+                offers=self._meshing.offers,
+                record=lambda kind, **facts: self._strangers.record(kind, **facts),
+                recorded=lambda: self._strangers.recorded(),
+            )
+        )
         self._strangers = Strangers(
             StrangerParts(
                 settings=its.settings,
@@ -108,6 +125,7 @@ class Company:
                 trust=self._trust.of_stranger,
                 known_private=self._meshing.alive,
                 finished=self.finished_for_peer,
+                money=self._money,
             )
         )
 
@@ -118,6 +136,8 @@ class Company:
         await self._pool.start()
         if self._meshing.has_where_to_go:
             await self._meshing.start(peer_door(self._its.doors, finished=self.finished_for_peer).answer)
+        if self._money is not None:
+            await self._money.start()
         await self._strangers.start()
 
     def equip(self, engine: Engine, inventory: Inventory, speeds: Speeds) -> None:
@@ -131,6 +151,9 @@ class Company:
     async def stop(self, *, now: bool) -> None:
         """Say goodbye to everybody."""
         await asyncio.gather(self._strangers.stop(now=now), self._meshing.stop(now=now))
+        if self._money is not None:
+            await self._money.stop()
+        await self._strangers.close()
 
     async def close(self) -> None:
         """Give back what was held for others."""
@@ -213,6 +236,20 @@ class Company:
         """What a person can ask of the public one."""
         return self._strangers
 
+    def plain_door(self, app: ASGIApp) -> ASGIApp:
+        """The API port, where strangers may pay over plain HTTP if the settings say so."""
+        return self._strangers.plain_door(app)
+
+    @property
+    def purse(self) -> Purse | None:
+        """What pays strangers, if anything does."""
+        return None if self._money is None else self._money.purse
+
+    @property
+    def spending_control(self) -> SpendingControl:
+        """What a person can ask about money."""
+        return control_of(self._money, self._its.settings)
+
     def facts(self, radius: str) -> dict[str, Any]:
         """The members of /api/status that tell of others; `radius` is how far requests go by default."""
         return {
@@ -285,6 +322,20 @@ class Alone:
     def public_controls(self) -> PublicControls:
         """Refuses everything."""
         return nothing_public(_solo)
+
+    def plain_door(self, app: ASGIApp) -> ASGIApp:
+        """Strangers are not served."""
+        return app
+
+    @property
+    def purse(self) -> Purse | None:
+        """Nobody is paid."""
+        return None
+
+    @property
+    def spending_control(self) -> SpendingControl:
+        """Shows that there is no money, and refuses the rest."""
+        return no_spending(why_not="this node was started with --solo")
 
     def facts(self, radius: str) -> dict[str, Any]:
         """There is nobody to tell of."""

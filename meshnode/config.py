@@ -262,6 +262,9 @@ class Settings:
     public_answer: int = _setting(4096, _whole(1, 1 << 20), "tokens of the longest answer for a stranger")
     price_in: int = _dollars(0, "USD that strangers pay here for a million tokens of their prompts")
     price_out: int = _dollars(0, "USD that strangers pay here for a million tokens of answers")
+    kwh: int = _dollars(0, "USD for a kilowatt-hour here: prices then follow from it, with --watts and --margin")
+    watts: int = _setting(0, _whole(0, 100_000), "what this machine draws while it answers, in watts")
+    margin: int = _setting(20, _whole(0, 10_000), "percent that are asked above the price of the electricity")
     receiver: str | None = _setting(
         None, _chain_address, "where what strangers pay goes in the end (default: the wallet of this node)"
     )
@@ -342,7 +345,12 @@ class Settings:
     @property
     def sells(self) -> bool:
         """Whether strangers pay for the models of this node."""
-        return self.publishes and any(self.price)
+        return self.publishes and (any(self.price) or self.is_priced_by_power)
+
+    @property
+    def is_priced_by_power(self) -> bool:
+        """Whether prices follow from what electricity costs: where none is set."""
+        return not any(self.price) and bool(self.kwh and self.watts)
 
     def as_rows(self) -> list[tuple[str, str, str, str]]:
         """(name, value, source, help) of every setting; a secret shows only that it is set."""
@@ -481,12 +489,16 @@ def _check_together(settings: Settings) -> None:
         )
     if settings.client and settings.model:
         raise SettingsError("--client serves no models", fix="leave --client out, or --model")
+    if bool(settings.kwh) != bool(settings.watts):
+        raise SettingsError("--kwh and --watts say together what a token costs", fix="give both, or --price-out")
     if settings.client and any(settings.price):
         raise SettingsError(
             "--client serves no models, so nobody pays for them", fix="leave --client out, or the price"
         )
-    if settings.x402 and not (settings.listen_all and any(settings.price)):
-        raise SettingsError("--x402 needs --listen-all and a price", fix="add --listen-all and --price-out USD")
+    if settings.x402 and not (settings.listen_all and settings.sells):
+        raise SettingsError(
+            "--x402 needs --listen-all and a price", fix="add --listen-all, --publish and --price-out USD"
+        )
     if settings.client and settings.publish:
         raise SettingsError("--client has nothing to publish", fix="leave --client out, or --publish")
     for name in ("client", "join", "auto", "publish", "mesh_name"):

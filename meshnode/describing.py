@@ -5,20 +5,20 @@ A listing claims no more than an inquiry shows, so that whoever asks finds it co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from meshnode.core.choosing import Probe
 from meshnode.core.placement import HOST
 from meshnode.mesh.inquiry import Answered
-from meshnode.wire.listings import Entry, ListedModel, Listing
+from meshnode.wire.listings import Entry, ListedModel, Listing, price_text
 from meshnode.wire.registry import LIMIT_LISTING_ENTRIES, LIMIT_LISTING_MODELS
-from meshnode.wire.statements import Dynamic, ModelState
+from meshnode.wire.statements import Dynamic, ModelState, Offer
 
 
 def probe_of(answered: Answered) -> Probe:
     """What an answer has shown: signed statements alone."""
     dynamics = [stated.dynamic for stated in answered.stated if stated.dynamic is not None]
-    offers = [offer for dynamic in dynamics for offer in dynamic.models if offer.state == ModelState.READY]
+    offers = list(_ready(dynamics))
     names = {name for offer in offers for name in (offer.name, offer.content_hash.hex())}
     return Probe(
         rtt_s=answered.rtt_s,
@@ -50,17 +50,36 @@ def listing_of(answered: Answered) -> Listing:
         vram_bytes=probe.vram_bytes,
         nodes=probe.nodes,
         clients=prospect.clients,
+        price=price_of(dynamics),
     )
 
 
 def models_of(dynamics: Sequence[Dynamic]) -> tuple[ListedModel, ...]:
-    """The models that are ready, those with the most hosts first."""
-    hosts: dict[tuple[str, bytes], int] = {}
-    for offer in (offer for dynamic in dynamics for offer in dynamic.models if offer.state == ModelState.READY):
+    """The models that are ready, those with the most hosts first, each with the price of the cheapest."""
+    found: dict[tuple[str, bytes], list[Offer]] = {}
+    for offer in _ready(dynamics):
         key = offer.name, offer.content_hash if any(offer.content_hash) else b""
-        hosts[key] = hosts.get(key, 0) + 1
-    ranked = sorted(hosts.items(), key=lambda item: (-item[1], item[0]))
-    return tuple(ListedModel(name, digest, count) for (name, digest), count in ranked[:LIMIT_LISTING_MODELS])
+        found.setdefault(key, []).append(offer)
+    ranked = sorted(found.items(), key=lambda item: (-len(item[1]), item[0]))
+    return tuple(
+        ListedModel(name, digest, len(offers), *min((_price(offer) for offer in offers), key=sum))
+        for (name, digest), offers in ranked[:LIMIT_LISTING_MODELS]
+    )
+
+
+def price_of(dynamics: Sequence[Dynamic]) -> str:
+    """The price of the cheapest model that has one, as a listing names it; empty where all is free."""
+    priced = [offer for offer in _ready(dynamics) if not offer.is_free and offer.chain]
+    cheapest = min(priced, key=lambda offer: sum(_price(offer)), default=None)
+    return "" if cheapest is None else price_text(*_price(cheapest), cheapest.chain)
+
+
+def _ready(dynamics: Sequence[Dynamic]) -> Iterator[Offer]:
+    return (offer for dynamic in dynamics for offer in dynamic.models if offer.state == ModelState.READY)
+
+
+def _price(offer: Offer) -> tuple[int, int]:
+    return offer.price_in, offer.price_out
 
 
 def vram_bytes(dynamic: Dynamic) -> int:

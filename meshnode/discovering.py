@@ -189,7 +189,14 @@ def _mesh_facts(ranked: Ranked) -> dict[str, Any]:
         "refusal": ranked.refusal,
         "listed": {
             "models": [
-                {"name": model.name, "hash": model.hash.hex(), "hosts": model.hosts} for model in candidate.models
+                {
+                    "name": model.name,
+                    "hash": model.hash.hex(),
+                    "hosts": model.hosts,
+                    "price_in": model.price_in,
+                    "price_out": model.price_out,
+                }
+                for model in candidate.models
             ],
             "wanted": list(candidate.wanted),
             "nodes": candidate.nodes,

@@ -10,16 +10,20 @@ from dataclasses import dataclass, field
 from meshnode.api.access import Access
 from meshnode.api.activity import Activity
 from meshnode.api.app import ASGIApp, api_app, gateway_app
+from meshnode.api.charging import Till
 from meshnode.api.control import Controls, control_app
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.guest_requests import GuestRequests, Trail
 from meshnode.api.inference import Answered, Inference, nobody, trusted_by_default
 from meshnode.api.metrics import Metrics
+from meshnode.api.paying import Purse
 from meshnode.api.peer_requests import PeerRequests
 from meshnode.api.record import Record
 from meshnode.api.request import Limits
 from meshnode.api.served import Served
+from meshnode.api.x402_cashier import Cashier
+from meshnode.api.x402_door import X402Door
 from meshnode.config import Settings
 from meshnode.console.site import site
 from meshnode.core.guests import GuestLimits, Guests
@@ -31,8 +35,8 @@ from meshnode.wire.address import Address
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DoorParts:
     """What callers meet: `here` are the models of this node, `models` those that can be asked for; `stopping` says
-    that nothing new is taken on. `activity` knows the requests under way at all doors. `radius`, `pages_may_widen` and
-    `answered` are those of Inference."""
+    that nothing new is taken on. `activity` knows the requests under way at all doors. `radius`, `pages_may_widen`,
+    `answered` and `purse` are those of Inference."""
 
     settings: Settings
     gates: Gates
@@ -43,6 +47,7 @@ class DoorParts:
     radius: Callable[[], Radius] = trusted_by_default
     pages_may_widen: bool = False
     answered: Answered = nobody
+    purse: Purse | None = None
 
 
 def gateway_door(parts: DoorParts, *, node: str, finished: Callable[[Record], None]) -> ASGIApp:
@@ -60,6 +65,7 @@ def gateway_door(parts: DoorParts, *, node: str, finished: Callable[[Record], No
         radius=parts.radius,
         pages_may_widen=parts.pages_may_widen,
         answered=parts.answered,
+        purse=parts.purse,
     )
     return gateway_app(
         inference=inference,
@@ -70,16 +76,31 @@ def gateway_door(parts: DoorParts, *, node: str, finished: Callable[[Record], No
     )
 
 
-def api_door(parts: DoorParts, *, gateway: ASGIApp) -> ASGIApp:
-    """The application of the API port."""
-    settings = parts.settings
-    access = Access(
+def access_of(settings: Settings) -> Access:
+    """Who may call the API port."""
+    return Access(
         api_key=settings.api_key,
         public=settings.listen_all,
         hosts=settings.allowed_hosts,
         origins=settings.allowed_origins,
     )
-    return api_app(gateway, access)
+
+
+def api_door(parts: DoorParts, *, gateway: ASGIApp) -> ASGIApp:
+    """The application of the API port."""
+    return api_app(gateway, access_of(parts.settings))
+
+
+def paid_door(app: ASGIApp, parts: DoorParts, *, cashier: Cashier, guests: GuestRequests) -> X402Door:
+    """The same for strangers over plain HTTP who pay: they are served as `guests` are, all others by `app`."""
+    return X402Door(
+        app,
+        access_of(parts.settings),
+        cashier=cashier,
+        strangers=guests.answer,
+        models=parts.here,
+        longest_answer=parts.settings.public_answer,
+    )
 
 
 def console_door(
@@ -126,9 +147,11 @@ def guest_door(
     *,
     address_of: Callable[[bytes], Address | None],
     is_near: Callable[[bytes], bool],
+    till: Till | None = None,
 ) -> GuestRequests:
     """What answers the requests of strangers: from this node's own engines only, after everyone nearer. `address_of`
-    is the validated address of a linked node; `is_near` says that a node is our own or a friend's.
+    is the validated address of a linked node; `is_near` says that a node is our own or a friend's. With a `till`
+    strangers pay for what has a price.
     """
     return GuestRequests(
         models=parts.here,
@@ -141,6 +164,7 @@ def guest_door(
         activity=parts.activity,
         address_of=address_of,
         is_near=is_near,
+        till=till,
     )
 
 

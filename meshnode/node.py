@@ -9,6 +9,7 @@ than one room.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import json
 import os
@@ -168,8 +169,9 @@ class Node:
         self.stop()
 
     async def _serve(self, api_sockets: list[socket.socket], console_sockets: list[socket.socket]) -> None:
-        gateway = gateway_door(self._doors, node=self._node_id, finished=self._finished)
-        api = HttpServer(api_door(self._doors, gateway=gateway))
+        parts = dataclasses.replace(self._doors, purse=self._company.purse)
+        gateway = gateway_door(parts, node=self._node_id, finished=self._finished)
+        api = HttpServer(self._company.plain_door(api_door(self._doors, gateway=gateway)))
         console = HttpServer(
             console_door(
                 self._doors,
@@ -345,6 +347,7 @@ class Node:
             token=self._token,
             mesh=self._company.mesh_controls,
             public=self._company.public_controls,
+            spending=self._company.spending_control,
             radius=self._radius,
             requests=lambda limit: list(self._recent)[: -limit - 1 : -1],
             **self._desk.controls(),

@@ -14,6 +14,7 @@ from meshnode.api.served import Host, Served, ServedState
 from meshnode.api.upstream import Connect
 from meshnode.core.effects import Member
 from meshnode.core.placement import HOST
+from meshnode.core.prices import Price
 from meshnode.core.radius import LOCAL, PUBLIC, TRUSTED, furthest, nearest
 from meshnode.hardware import Inventory
 from meshnode.hardware.benchmark import BenchmarkResult
@@ -132,6 +133,17 @@ def offers_of(models: Iterable[Served], entries: Sequence[dict[str, Any]], speed
     return tuple(found[:LIMIT_MODELS])
 
 
+def priced(offers: Iterable[Offer], price: Callable[[str], Price], chain: int) -> tuple[Offer, ...]:
+    """Offers with what they cost strangers, to be paid over a chain."""
+    found = []
+    for offer in offers:
+        costs = price(offer.name)
+        if not costs.is_free:
+            offer = dataclasses.replace(offer, price_in=costs.tokens_in, price_out=costs.tokens_out, chain=chain)
+        found.append(offer)
+    return tuple(found)
+
+
 def _fitting(names: Iterable[str]) -> list[str]:
     """Names that mean something elsewhere: no paths of this machine."""
     fitting = [name for name in names if 0 < len(name) <= LIMIT_MODEL_NAME_CHARS and can_be_shown(name)]
@@ -162,12 +174,13 @@ def served_over_mesh(
     *,
     radius: RadiusOf = _trusted,
     claims: Sequence[PlanClaim] = (),
+    connect_paid: Callable[[bytes], Connect] | None = None,
 ) -> list[Served]:
     """The models in `local` and of every reachable member, those of one name as one model with several hosts.
 
     `local` are those of this node, or what another mesh has. `radius` tells where a member is. Whoever holds layers of
     a split sees what passes through them: such a host is as far away as the furthest of its workers. `claims` are the
-    splits that this node hosts.
+    splits that this node hosts. What a stranger wants to be paid counts where `connect_paid` opens a stream to do so.
     """
     known = list(members)
     by_short = {member.node[:SHORT_ID_BYTES]: member for member in known}
@@ -191,6 +204,8 @@ def served_over_mesh(
             continue
         for offer in member.dynamic.models:
             host = _host(member, offer, connect, of_host(member, offer))
+            if host.radius == PUBLIC and connect_paid is not None and not offer.is_free:
+                host = _selling(host, offer, connect_paid(member.node))
             model_there = found.get(offer.name)
             found[offer.name] = _with_host(model_there, host) if model_there else _remote(offer, host)
     return list(found.values())
@@ -223,6 +238,11 @@ def _host(member: Member, offer: Offer, connect: Callable[[bytes], Connect], rad
         prompt_tokens_per_s=offer.prompt_speed / 10 or None,
         radius=radius,
     )
+
+
+def _selling(host: Host, offer: Offer, connect_paid: Connect) -> Host:
+    price = Price(offer.price_in, offer.price_out)
+    return dataclasses.replace(host, price=price, chain=offer.chain, connect_paid=connect_paid)
 
 
 def capability_names(flags: int) -> tuple[str, ...]:
@@ -323,6 +343,7 @@ def _offer_facts(offer: Offer) -> dict[str, Any]:
         "waiting": offer.waiting,
         "tokens_per_s": offer.decode_speed / 10 or None,
         "content_hash": offer.content_hash.hex() if any(offer.content_hash) else "",
+        "price": None if offer.is_free else {"in": offer.price_in, "out": offer.price_out, "chain": offer.chain},
     }
 
 

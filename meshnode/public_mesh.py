@@ -18,6 +18,7 @@ from meshnode.api.endpoints import COUNTING_ENDPOINTS, PUBLIC_ENDPOINTS
 from meshnode.api.upstream import Exchange
 from meshnode.config import Places, Settings
 from meshnode.core.open_policy import OpenLimits, OpenPolicy
+from meshnode.core.prices import FREE, Price
 from meshnode.discovery.nostr import NostrRelays
 from meshnode.errors import MeshnodeError, PortInUse
 from meshnode.identity import Identity, short
@@ -26,6 +27,7 @@ from meshnode.mesh.inquiry import Inquiries
 from meshnode.mesh.mesh import Mesh
 from meshnode.mesh.open_vault import OpenVault
 from meshnode.mesh.options import MeshLimits, MeshOptions
+from meshnode.mesh.payments_stream import Desk, PaymentsStream
 from meshnode.mesh.sessions import SessionLimits
 from meshnode.mesh.tunnel import Answer
 from meshnode.offers import nat_facts, peer_facts
@@ -57,7 +59,8 @@ class SwarmParts:
     `has` says what this node has, `offers` which models; strangers hear of both only where the owner has said so.
     `answer` serves their requests. `trust` gives the radius of a node by its id, `known_private` the members of the
     private mesh, whose models are already known. `pausing` is told whether to serve strangers nothing; `strangers` and
-    `verdict` are shown.
+    `verdict` are shown. `price` (on `chain`) is what strangers pay here for a model, and `desk` answers what they ask
+    about it; without a `desk` they cannot ask.
     """
 
     settings: Settings
@@ -78,6 +81,9 @@ class SwarmParts:
     pausing: Callable[[bool], None] = lambda paused: None
     strangers: Callable[[], dict[str, Any]] = dict
     verdict: Callable[[bytes], str | None] = lambda node: None
+    price: Callable[[str], Price] = lambda model: FREE
+    chain: int = 0
+    desk: Desk | None = None
 
 
 class PublicMesh:
@@ -104,6 +110,8 @@ class PublicMesh:
         found = cls(parts, role, vault, policy)
         inquiries = Inquiries(vault, parts.identity.node_id, found.counters)
         handlers = {StreamType.INQUIRY: inquiries.serve, StreamType.DHT: found.dht.serve}
+        if parts.desk is not None:
+            handlers[StreamType.PAY] = PaymentsStream(parts.desk, found.counters).serve
         try:
             found.mesh = await found._listen(settings.public_port, handlers, changed)
         except PortInUse:

@@ -12,10 +12,15 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from meshnode.api.served import Served
+from meshnode.api.upstream import Connect, Pipe
 from meshnode.core.effects import MembershipSnapshot
+from meshnode.core.prices import FREE, Price
+from meshnode.errors import MeshnodeError
 from meshnode.mesh.mesh import Mesh
-from meshnode.offers import served_over_mesh
+from meshnode.offers import priced, served_over_mesh
 from meshnode.public_mesh import PublicMesh
+from meshnode.wire.payments import PAID_HEADER
+from meshnode.wire.registry import StreamType
 from meshnode.wire.statements import Dynamic, ModelState, Offer
 
 PUBLISH_PAUSE_S = 0.5
@@ -37,6 +42,8 @@ class ModelParts:
     trust: Callable[[bytes], str]
     known_private: Callable[[], Collection[bytes]]
     stated: Callable[[], None] = lambda: None
+    price: Callable[[str], Price] = lambda model: FREE
+    chain: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +70,8 @@ class PublicModels:
         self._news.set()
 
     def offers(self) -> tuple[Offer, ...]:
-        """The models of this node that strangers may use now."""
-        return self._its.offers() if self._its.shares() else ()
+        """The models of this node that strangers may use now, and what they cost."""
+        return priced(self._its.offers(), self._its.price, self._its.chain) if self._its.shares() else ()
 
     async def run(self) -> None:
         """State what this node has, when that has changed, but not too often. Until cancelled."""
@@ -107,7 +114,11 @@ class PublicModels:
             if node != members.node and node not in private
         }
         return served_over_mesh(
-            models, strangers.values(), mesh.http, radius=lambda member: self._its.trust(member.node)
+            models,
+            strangers.values(),
+            mesh.http,
+            radius=lambda member: self._its.trust(member.node),
+            connect_paid=lambda node: _paid_streams(mesh, node),
         )
 
     def hash_of(self, name: str) -> bytes | None:
@@ -117,6 +128,18 @@ class PublicModels:
         offered = (offer for each in members if each.dynamic is not None for offer in each.dynamic.models)
         known = (offer for offer in (*self._its.offers(), *offered) if name == offer.name or name in offer.names)
         return next((offer.content_hash for offer in known if any(offer.content_hash)), None)
+
+
+def _paid_streams(mesh: Mesh, node: bytes) -> Connect:
+    """What opens a stream over which a node is paid. The result raises OSError."""
+
+    async def connect() -> Pipe:
+        try:
+            return await mesh.open_stream(node, StreamType.HTTP, PAID_HEADER)
+        except MeshnodeError as reason:
+            raise ConnectionError(str(reason)) from None
+
+    return connect
 
 
 def _same(some: Sequence[Served], others: Sequence[Served]) -> bool:

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from meshnode.core.budget import Bucket
 from meshnode.core.effects import Member
 from meshnode.core.publishing import Do, Publishing
-from meshnode.describing import models_of, vram_bytes
+from meshnode.describing import models_of, price_of, vram_bytes
 from meshnode.discovery.nostr import Fetched, RelayReport, accepted
 from meshnode.errors import MeshnodeError
 from meshnode.identity import Identity
@@ -226,6 +226,7 @@ class Publisher:
             max_clients=its.max_clients,
             region=its.region,
             software=its.software,
+            price=price_of(dynamics),
         )
 
     def _entries(self, alive: Sequence[Member]) -> tuple[Entry, ...]:

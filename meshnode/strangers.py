@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from meshnode import durable
+from meshnode.api.app import ASGIApp
 from meshnode.api.gate import Gates
 from meshnode.api.guest_requests import audit_facts, guest_gauges
 from meshnode.api.metrics import Gauge
@@ -30,17 +31,22 @@ from meshnode.api.record import Record
 from meshnode.api.request import Request
 from meshnode.api.served import Host, Served
 from meshnode.api.verifying import Verifier
+from meshnode.api.x402 import Offer as Offered
+from meshnode.api.x402_door import X402Door
+from meshnode.api.x402_sale import CappedTill
 from meshnode.audit import Audit
 from meshnode.audit_reading import last_records
 from meshnode.config import Places, Settings
+from meshnode.core.prices import FREE
 from meshnode.core.radius import PUBLIC
 from meshnode.core.verification import Reputations, Verdict
 from meshnode.discovering import open_relays
-from meshnode.doors import DoorParts, guest_door, guests_of
+from meshnode.doors import DoorParts, guest_door, guests_of, paid_door
 from meshnode.errors import MeshnodeError
 from meshnode.identity import Identity
 from meshnode.mesh.mesh import Mesh
 from meshnode.mesh.options import PUBLIC_LIMITS
+from meshnode.money import Money
 from meshnode.net.portmap import PortMapper
 from meshnode.serving import Tell
 from meshnode.swarm import Swarm, SwarmParts
@@ -57,7 +63,8 @@ class StrangerParts:
     """What of the node strangers have to do with.
 
     `has` and `offers` say what there is, `trust` who a node is to us, `known_private` who is in the private mesh.
-    `finished` is told of each request of a stranger; `models` are all that can be asked for here.
+    `finished` is told of each request of a stranger; `models` are all that can be asked for here. What
+    strangers pay here is a matter of `money`, if there is any.
     """
 
     settings: Settings
@@ -74,6 +81,7 @@ class StrangerParts:
     trust: Callable[[bytes], str]
     known_private: Callable[[], Collection[bytes]]
     finished: Callable[[Record], None]
+    money: Money | None = None
 
 
 class Strangers:
@@ -84,6 +92,8 @@ class Strangers:
         settings = its.settings
         self._audit = Audit(its.places.home, problems=its.problems)
         self._writes = False
+        self._door: X402Door | None = None
+        money = its.money
         self._guests = guest_door(
             its.doors,
             guests_of(settings),
@@ -91,11 +101,12 @@ class Strangers:
             its.finished,
             address_of=self._address_of,
             is_near=lambda node: its.trust(node) != PUBLIC,
+            till=CappedTill(money, self._offer_of) if money is not None and settings.x402 else money,
         )
         self._found_out = _FoundOut(its.places.home / "public" / "found-out.json")
         self._reputations = Reputations(random.SystemRandom())
         self._verifier = Verifier(
-            hosts=lambda model: [host for each in its.models() if each.id == model for host in each.hosts],
+            hosts=self._free_hosts,
             gates=its.gates,
             reputations=self._reputations,
             random=random.SystemRandom(),
@@ -120,13 +131,17 @@ class Strangers:
                 pausing=self._guests.pause,
                 strangers=self._guests.facts,
                 verdict=lambda node: self._reputations.verdict(node.hex()),
+                price=money.price if money is not None else lambda _: FREE,
+                chain=money.chain if money is not None else 0,
+                desk=money.bank if money is not None else None,
             )
         )
 
     async def start(self) -> None:
         """Take part in a public mesh, if the settings say so. Raises PortInUse for a port that was asked for."""
-        if self._its.settings.goes_public:
+        if self._its.settings.goes_public or self._its.money is not None:
             await self._begin_to_write()
+        if self._its.settings.goes_public:
             await self._swarm.start()
 
     async def _begin_to_write(self) -> None:
@@ -136,12 +151,20 @@ class Strangers:
             await self._audit.start()
 
     async def stop(self, *, now: bool = False) -> None:
-        """Say goodbye to strangers, and write down what is left to be."""
+        """Say goodbye to strangers."""
         await self._swarm.stop(now=now)
         await self._verifier.close()
+
+    async def close(self) -> None:
+        """Write down what is left to be."""
         await self._audit.close()
 
     # --- models -----------------------------------------------------------------------------------------------------
+
+    def _free_hosts(self, model: str) -> list[Host]:
+        """Those that may be asked for a second opinion: nobody is paid for one."""
+        found = (host for each in self._its.models() if each.id == model for host in each.hosts)
+        return [host for host in found if host.price.is_free]
 
     def hosts(self, nearer: Sequence[Served]) -> list[Served]:
         """The models of nearer nodes with those of strangers, without strangers that were found out."""
@@ -164,7 +187,28 @@ class Strangers:
         """The public mesh, while this node has a port for it."""
         return self._swarm.mesh
 
+    def record(self, kind: str, /, **facts: Any) -> None:
+        """Write an event of money into the audit log."""
+        self._audit.record(kind, **facts)
+
+    async def recorded(self) -> bool:
+        """Whether all that was recorded is on the disk."""
+        return await self._audit.flush()
+
+    def plain_door(self, app: ASGIApp) -> ASGIApp:
+        """The API port, where strangers over plain HTTP may pay if the settings say so."""
+        its = self._its
+        if its.money is None or not its.settings.x402:
+            return app
+        self._door = paid_door(app, its.doors, cashier=its.money.cashier, guests=self._guests)
+        return self._door
+
+    def _offer_of(self, node: bytes) -> Offered | None:
+        return None if self._door is None else self._door.offer_of(node)
+
     def _address_of(self, node: bytes) -> Address | None:
+        if self._door is not None and (caller := self._door.address_of(node)) is not None:
+            return caller
         mesh = self._swarm.mesh
         return None if mesh is None else mesh.address_of(node)
 

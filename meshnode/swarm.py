@@ -53,6 +53,8 @@ class Swarm:
                 trust=parts.trust,
                 known_private=parts.known_private,
                 stated=self._listing_changed,
+                price=parts.price,
+                chain=parts.chain,
             )
         )
         self._seeking: Seeking | None = None

@@ -29,6 +29,15 @@ ONE_AFTER_ANOTHER = "e2e console lab bench"
 """Folders of tests that start programs and look at the clock."""
 
 
+DEEPEST = sys.getrecursionlimit()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """The Python EVM that some tests use raises the limit of recursion; nodes have the usual one, and so do tests."""
+    if "contracts" not in item.path.parts:
+        sys.setrecursionlimit(DEEPEST)
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """With several workers (`-n`), a file stays with one of them. What starts programs and looks at the clock stays

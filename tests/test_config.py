@@ -238,6 +238,8 @@ def test_what_is_no_exact_amount_is_refused(text: str, tmp_path: Path) -> None:
     [
         ({"client": True, "price_out": "1"}, "nobody pays"),
         ({"x402": True}, "--x402"),
+        ({"kwh": "0.3"}, "--watts"),
+        ({"watts": "300"}, "--kwh"),
         ({"receiver": "0x12"}, "40 hex"),
         ({"rpc": ["ftp://x"]}, "endpoint"),
         ({"rpc": [f"https://{n}" for n in range(5)]}, "at most 4"),
@@ -254,6 +256,9 @@ def test_who_sells(tmp_path: Path) -> None:
 
     assert settings(publish=True, price_out="1").sells
     assert not settings(price_out="1").sells and not settings(publish=True).sells
+    by_power = settings(publish=True, kwh="0.3", watts="300")
+    assert by_power.sells and by_power.is_priced_by_power
+    assert not settings(publish=True, kwh="0.3", watts="300", price_in="1").is_priced_by_power
     rows = {name: value for name, value, _, _ in settings(rpc=["https://key@x"]).as_rows()}
     assert rows["rpc"] == "(set)"
     assert settings(receiver="0x" + "aB" * 20).receiver == "0x" + "ab" * 20

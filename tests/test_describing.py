@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from meshnode.describing import listing_of, models_of, probe_of, vram_bytes
+from dataclasses import replace
+
+from meshnode.describing import listing_of, models_of, price_of, probe_of, vram_bytes
 from meshnode.mesh.inquiry import Answered, Stated
 from meshnode.wire.address import Address
 from meshnode.wire.inquiry import Prospect
@@ -52,3 +54,15 @@ def test_models_with_most_hosts_come_first() -> None:
     found = models_of([Dynamic(models=(SMALL,)), Dynamic(models=(SMALL, other))])
     assert [(each.name, each.hosts) for each in found] == [("small", 2), ("other", 1)]
     assert vram_bytes(Dynamic((Device("host", 5, 5),))) == 0
+
+
+def test_the_cheapest_of_each_model_is_named_and_the_cheapest_of_all() -> None:
+    dear = replace(SMALL, price_in=3, price_out=9, chain=84532)
+    cheap = replace(SMALL, price_in=5, price_out=1, chain=8453)
+    loading = replace(SMALL, price_in=1, price_out=0, chain=8453, state=ModelState.LOADING)
+    dynamics = [Dynamic(models=(offer,)) for offer in (dear, cheap, loading)]
+    assert [(each.hosts, each.price_in, each.price_out) for each in models_of(dynamics)] == [(2, 5, 1)]
+    assert price_of(dynamics) == "5/1 8453"
+    assert listing_of(answered(*dynamics)).price == "5/1 8453"
+    assert models_of([*dynamics, Dynamic(models=(SMALL,))])[0].price_in == 0
+    assert price_of([Dynamic(models=(SMALL,))]) == ""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from meshnode.api.activity import Activity
+from meshnode.api.charging import Sale
 from meshnode.api.events import Events
 from meshnode.api.gate import Gates
 from meshnode.api.metrics import Metrics
+from meshnode.api.paying import PaidCall, PaidRequest
 from meshnode.api.record import Record
+from meshnode.api.served import Host, Served
+from meshnode.api.upstream import Pipe
 from meshnode.config import Settings
+from meshnode.core.prices import Price
 from meshnode.doors import DoorParts, api_door, console_door, gateway_door, guest_door, guests_of, peer_door
+from meshnode.errors import MeshnodeError, PriceAboveCeiling
+from meshnode.wire.payments import PayAsk
 from tests.api.console import TOKEN, Console
 from tests.api.raw_http import ask
 from tests.api.running import CHAT, HELLO, serving
@@ -127,3 +135,56 @@ async def test_strangers_are_bounded_as_the_settings_say_and_served_only_with_an
     await door.answer(Asked(CHAT, b"{}"), reply)
     assert reply.status == 503 and records[0].error == "public-paused"
     assert door.facts()["refused"] == 1
+
+
+async def test_the_purse_of_the_node_pays_and_its_till_is_paid() -> None:
+    """Both reach where they are used: a purse that refuses words the answer, a till that has a price asks for it."""
+
+    class Purse:
+        """Pays nothing."""
+
+        def refusal(self, price: Price, chain: int, model: str, /) -> MeshnodeError | None:
+            return PriceAboveCeiling("of the purse")
+
+        async def begin(self, call: PaidCall, /) -> PaidRequest:
+            raise AssertionError
+
+    class Till:
+        """Sells everything."""
+
+        def price(self, model: str, /) -> Price:
+            return Price(1, 2)
+
+        async def open(self, node: bytes, ask: PayAsk, /, *, model: str, content_hash: bytes) -> Sale:
+            raise AssertionError
+
+    async def nowhere() -> Pipe:
+        raise AssertionError
+
+    class WritableTrail(NoTrail):
+        """Takes everything."""
+
+        @property
+        def writable(self) -> bool:
+            return True
+
+    seller = Host("a" * 64, connect=nowhere, radius="public", price=Price(1, 2), connect_paid=nowhere)
+    model = Served("demo", "ready", hosts=(seller,))
+    own = Served("demo", "ready").here(nowhere)
+    made = replace(parts(), purse=Purse(), models=lambda: [model], here=lambda: [own], radius=lambda: "public")
+    door, _ = both_doors(made, [])
+    async with serving(door) as port:
+        refused = await ask(port, CHAT, HELLO)
+    assert refused.status == 402 and "of the purse" in refused.error["message"]
+    guest = guest_door(
+        made,
+        guests_of(made.settings),
+        WritableTrail(),
+        lambda record: None,
+        address_of=lambda node: None,
+        is_near=lambda node: False,
+        till=Till(),
+    )
+    reply = Reply()
+    await guest.answer(Asked(CHAT, json.dumps({**HELLO, "stream": True}).encode()), reply)
+    assert reply.status == 402 and b"payment_required" in reply.content

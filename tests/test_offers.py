@@ -10,6 +10,7 @@ import pytest
 
 from meshnode.api.served import Host, Served
 from meshnode.core.effects import Member, State
+from meshnode.core.prices import FREE, Price
 from meshnode.hardware import Device as Hardware
 from meshnode.hardware import Memory, probe_all
 from meshnode.hardware.benchmark import BenchmarkResult
@@ -22,6 +23,7 @@ from meshnode.offers import (
     mesh_entries,
     offers_of,
     peer_facts,
+    priced,
     served_over_mesh,
 )
 from meshnode.wire.registry import LIMIT_MODELS, Role
@@ -273,3 +275,36 @@ def test_models_of_strangers_are_told_apart_in_the_status() -> None:
     assert (entry["where"], entry["radius"]) == ("public (1)", "public")
     (entry,) = mesh_entries(served_over_mesh(models, [member(2, offer("far"))], connect_to))
     assert (entry["where"], entry["radius"]) == ("mesh (2)", "trusted")
+
+
+def test_what_costs_something_is_offered_with_its_price_and_the_rest_as_it_was() -> None:
+    offers = (offer("demo"), offer("other"))
+    prices = {"demo": Price(200_000, 600_000)}
+    found = priced(offers, lambda name: prices.get(name, FREE), 84532)
+    assert found == (replace(offers[0], price_in=200_000, price_out=600_000, chain=84532), offers[1])
+
+
+def test_only_what_a_stranger_offers_has_a_price_and_only_where_it_can_be_paid() -> None:
+    sold = offer(price_in=2, price_out=6, chain=84532)
+    asked: list[bytes] = []
+
+    def paid_to(node: bytes) -> Callable[[], Awaitable[Any]]:
+        asked.append(node)
+        return nowhere
+
+    def host_of(radius: str, **more: Any) -> Host:
+        [model] = served_over_mesh([], [member(1, sold)], connect_to, radius=lambda _: radius, **more)
+        return model.hosts[0]
+
+    host = host_of("public", connect_paid=paid_to)
+    assert (host.price, host.chain, host.connect_paid, host.connect) == (Price(2, 6), 84532, nowhere, nowhere)
+    assert asked == [bytes([1]) * 32]
+    for free in (host_of("trusted", connect_paid=paid_to), host_of("public")):
+        assert free.price.is_free and free.connect_paid is None
+    [gift] = served_over_mesh([], [member(1, offer())], connect_to, radius=lambda _: "public", connect_paid=paid_to)
+    assert gift.hosts[0].connect_paid is None
+
+
+def test_the_price_of_an_offer_is_shown() -> None:
+    [free, sold] = peer_facts(member(1, offer(), offer("b", price_in=2, price_out=6, chain=7)), None)["models"]
+    assert free["price"] is None and sold["price"] == {"in": 2, "out": 6, "chain": 7}

@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from meshnode.discovery import pairing
+from meshnode.settlement import keys, typed_data
 from meshnode.wire import schema
 from meshnode.wire.messages import MESSAGES, OPENINGS, PairConfirm
-from meshnode.wire.registry import Close, LeaseCode, MessageId, Reset, StatementKind, StreamType
+from meshnode.wire.registry import Close, LeaseCode, MessageId, PayCode, Reset, StatementKind, StreamType
+from meshnode.wire.values import WireError
 
 ROOT = Path(__file__).parent.parent
 PROTOCOL = ROOT / "protocol"
@@ -74,7 +76,7 @@ def test_every_message_has_its_schema() -> None:
     for kind, shape in OPENINGS.items():
         found = load(PROTOCOL / "schema" / f"stream-{StreamType(kind).name.lower()}.json")
         assert found["stream"] == kind and found["properties"] == schema.describe(shape)["properties"]
-    shapes = len(MESSAGES) + len(OPENINGS) + len(StatementKind) + 5
+    shapes = len(MESSAGES) + len(OPENINGS) + len(StatementKind) + 6
     assert len(list((PROTOCOL / "schema").glob("*.json"))) == shapes
 
 
@@ -140,6 +142,39 @@ def test_no_pairing(case: dict[str, Any]) -> None:
     with pytest.raises(pairing.PairingRefused) as caught:
         host_takes(case)
     assert caught.value.close_code == Close[case["code"].upper()]
+
+
+# --- vouchers -----------------------------------------------------------------------------------------------------
+
+
+def voucher_counts(case: dict[str, Any]) -> tuple[str, str]:
+    """(channel id, digest) of a voucher or a question for a refund; WireError where its authorizer has not signed."""
+    config, hub = case["config"], bytes.fromhex(case["hub"])
+    members = [bytes.fromhex(value) if isinstance(value, str) else value for value in config.values()]
+    channel = typed_data.channel_id(typed_data.ChannelConfig(*members), case["chain"], hub)
+    if "cumulative" in case:
+        digest = typed_data.voucher_digest(channel, case["cumulative"], case["chain"], hub)
+    else:
+        digest = typed_data.refund_request_digest(channel, case["nonce"], case["amount"], case["chain"], hub)
+    authorizer = bytes.fromhex(config["payer_authorizer"])
+    if not keys.Verifier(authorizer).verify(digest, bytes.fromhex(case["signature"])):
+        raise WireError("signed by another")
+    return channel.hex(), digest.hex()
+
+
+@pytest.mark.parametrize(
+    "case", load(PROTOCOL / "vectors" / "vouchers.json")["valid"], ids=lambda case: case["comment"]
+)
+def test_vouchers(case: dict[str, Any]) -> None:
+    assert voucher_counts(case) == (case["channel"], case["digest"])
+
+
+@pytest.mark.parametrize(
+    "case", load(PROTOCOL / "vectors" / "vouchers.json")["invalid"], ids=lambda case: case["comment"]
+)
+def test_no_vouchers(case: dict[str, Any]) -> None:
+    with pytest.raises(WireError):
+        voucher_counts(case)
 
 
 # --- the documents --------------------------------------------------------------------------------------------------
@@ -210,6 +245,13 @@ def test_every_reason_for_the_end_of_a_lease_stands_in_its_table() -> None:
     for code in LeaseCode:
         row = re.search(rf"^\| {int(code)} \| `{code.name.lower()}` \| ([^|]+) \|", content, re.MULTILINE)
         assert row and row[1].startswith(REGISTRY["lease"][code.name.lower()]["text"]), code.name
+
+
+def test_every_reason_for_a_refused_payment_stands_in_its_table() -> None:
+    content = text("15-payments.md")
+    for code in PayCode:
+        row = re.search(rf"^\| {int(code)} \| `{code.name.lower()}` \| ([^|]+) \|", content, re.MULTILINE)
+        assert row and row[1].startswith(REGISTRY["pay"][code.name.lower()]["text"]), code.name
 
 
 def test_every_limit_is_explained() -> None:

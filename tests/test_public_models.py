@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -12,9 +13,12 @@ import pytest
 
 from meshnode.api.served import Served
 from meshnode.core.effects import Member, MembershipSnapshot
+from meshnode.core.prices import Price
+from meshnode.errors import PeerUnreachable
 from meshnode.public_mesh import PublicMesh
 from meshnode.public_models import ModelParts, PublicModels
-from meshnode.wire.registry import Role
+from meshnode.wire.payments import PAID_HEADER
+from meshnode.wire.registry import Role, StreamType
 from meshnode.wire.statements import Device, Dynamic, ModelState, Offer
 
 pytestmark = pytest.mark.anyio
@@ -43,6 +47,14 @@ class FakeMesh:
         self.news = asyncio.Event()
         self.known(*members)
         self.mesh = self.dht = self
+        self.streams: Any = None
+        self.opened: list[tuple[bytes, int, bytes]] = []
+
+    async def open_stream(self, node: bytes, kind: int, header: bytes) -> Any:
+        self.opened.append((node, kind, header))
+        if isinstance(self.streams, Exception):
+            raise self.streams
+        return self.streams
 
     def known(self, *members: Member) -> None:
         known = {each.node: each for each in (member(OWN, offer("own")), *members)}
@@ -184,3 +196,26 @@ def test_hashes_by_name() -> None:
     desk = Desk(member(ANN, offer("small", 8)))
     assert desk.models.hash_of("small") == desk.models.hash_of("small-alias") == bytes([8]) * 16
     assert desk.models.hash_of("own") == bytes([7]) * 16 and desk.models.hash_of("large") is None
+
+
+async def test_strangers_hear_what_a_model_costs_and_are_paid_over_streams_of_their_own() -> None:
+    desk = Desk(member(ANN, replace(offer("sold"), price_in=2, price_out=6, chain=7)), member(BOB, offer("given")))
+    desk.models._its = replace(desk.models._its, price=lambda name: Price(1, 3 * (name == "own")), chain=84532)
+    told = {each.name: (each.price_in, each.price_out, each.chain) for each in desk.models.offers()}
+    assert told == {"own": (1, 3, 84532), "coming": (1, 0, 84532)}
+    sold, given = (next(m for m in desk.models.hosts([]) if m.id == name).hosts[0] for name in ("sold", "given"))
+    assert (sold.price, sold.chain, given.connect_paid) == (Price(2, 6), 7, None)
+    assert sold.connect_paid is not None and desk.public is not None
+    desk.public.streams = "a stream"
+    assert await sold.connect_paid() == "a stream"
+    assert desk.public.opened == [(ANN, StreamType.HTTP, PAID_HEADER)]
+    desk.public.streams = PeerUnreachable("gone")
+    with pytest.raises(ConnectionError, match="gone"):
+        await sold.connect_paid()
+
+
+def test_a_friend_in_the_open_mesh_is_free() -> None:
+    desk = Desk(member(ANN, replace(offer("sold"), price_in=2, chain=7)))
+    desk.radius[ANN] = "trusted"
+    [model] = desk.models.hosts([])
+    assert model.hosts[0].price.is_free and model.hosts[0].connect_paid is None

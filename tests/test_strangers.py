@@ -82,6 +82,7 @@ async def running(home: Path, **settings: Any) -> AsyncIterator[Stage]:
         yield stage
     finally:
         await stage.strangers.stop(now=True)
+        await stage.strangers.close()
 
 
 def record(**values: Any) -> Record:

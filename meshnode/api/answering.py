@@ -7,7 +7,8 @@ either; where it cannot be continued it begins anew, as its caller has seen noth
 of them is being rebuilt, the request waits for it (comebacks.py).
 
 No attempt leaves the radius of the request. The caller is told the furthest radius of all hosts that took part: in the
-head, or where that went out before (a sign of life, or a host that was lost since), in a comment of the stream.
+head, or where that went out before (a sign of life, or a host that was lost since), in a comment of the stream. So it
+is with what the answer cost, if hosts were paid for it (bill.py).
 """
 
 from __future__ import annotations
@@ -18,7 +19,17 @@ from typing import Any
 
 from meshnode.api.aggregate import StreamFailed
 from meshnode.api.answer import Answer
-from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with
+from meshnode.api.attempt import (
+    FAILURES,
+    EngineRefused,
+    Errand,
+    Failure,
+    HostFailed,
+    exchange_with,
+    may_go_elsewhere,
+    tells_against,
+)
+from meshnode.api.bill import Bill
 from meshnode.api.candidates import Candidates
 from meshnode.api.comebacks import Comebacks
 from meshnode.api.continuation import Continuation, can_continue, end_without_host, prepare
@@ -46,9 +57,6 @@ BUSY_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 """Waits for the last host that can end an answer while it is busy: all answers of a lost node come to it at once."""
 NODE_DIGITS = 10
 
-FAILURES = (HostFailed, EngineRefused, StreamFailed, UpstreamBroken, Differs)
-Failure = HostFailed | EngineRefused | StreamFailed | UpstreamBroken | Differs
-
 
 class Answering:
     """The run of one request. `run` returns when the caller has its answer, be it an error of the engine."""
@@ -63,8 +71,10 @@ class Answering:
         candidates: Candidates,
         limits: Limits,
         preparing: asyncio.Semaphore,
+        bill: Bill,
     ) -> None:
         self._request = request
+        self._bill = bill
         self._answer = answer
         self._record = record
         self._gates = gates
@@ -102,7 +112,8 @@ class Answering:
                 self._candidates.succeeded(self._request, host)
                 self._only_host = None if begun else host
                 return
-            except FAILURES as reason:
+            except FAILURES as failed:
+                reason = self._reason(failed)
                 if begun and isinstance(reason, EngineRefused | Differs) and self._other_method(host):
                     continue
                 if begun and await self._waited_for(host, reason):
@@ -113,17 +124,21 @@ class Answering:
                 # A refusal to go on is no answer to the request: what counts is that the first host broke off.
                 if not (begun and isinstance(reason, EngineRefused)):
                     failure = reason
-                    if not _may_go_elsewhere(reason):
+                    if not may_go_elsewhere(reason):
                         break
                 if not news:
                     continue
-                if _tells_against(reason):
+                if tells_against(reason):
                     self._candidates.failed(self._request, host)
                 # Words of an engine may quote the prompt, which is in no log.
                 what = f"{type(reason).__name__} {getattr(reason, 'status', '')}".rstrip()
                 LOG.info("%s failed request %s: %s", host.node[:NODE_DIGITS] or "this node", self._record.id, what)
+            finally:
+                self._bill.leave("cancelled")
         if ending := self._journal.size_bytes and end_without_host(self._request, self._journal.read()):
             await self._sink.take(ending)
+            if self._bill.has_payments:
+                await self._tell_cost()
             await self._sink.end()
             return
         self._record.resume_failed = bool(self._journal.size_bytes)
@@ -208,6 +223,9 @@ class Answering:
         if continuation is not None and continuation.body is None:  # nothing but the end is missing
             return await self._take_all(continuation)
         body = continuation.body if continuation and continuation.body else request.body_for(host)
+        payment = None
+        if host.connect_paid is not None and request.endpoint.takes_slot:
+            payment = await self._bill.begin(request, host, body)
         errand = Errand(
             request.model.id,
             request.endpoint,
@@ -224,6 +242,7 @@ class Answering:
             gates=self._gates,
             slots=host.slots,
             may_leave=self._may_leave_silent,
+            payment=payment,
         ) as exchange:
             if continuation is None:
                 self._record.queued_s = time.monotonic() - self._record.started_at
@@ -255,6 +274,8 @@ class Answering:
         if self._request.rebuild:
             raise UpstreamBroken("the answer has an unknown form")
         self._answer.taken(body)
+        if self._bill.has_payments:
+            await self._tell_cost()
         await self._answer.whole(exchange.status, body, content_type)
 
     async def _stream(self, exchange: Exchange, continuation: Continuation | None) -> None:
@@ -272,7 +293,25 @@ class Answering:
             watch.close()
         if not whole:
             raise UpstreamBroken("the stream ended before the answer was complete")
+        if self._bill.has_payments:
+            await self._tell_cost()
         await self._sink.end()
+
+    async def _tell_cost(self) -> None:
+        """What the answer cost: in the head, or at the end of a stream."""
+        self._bill.leave("whole")
+        await self._bill.settled()
+        cost = self._record.cost_micros
+        if not self._answer.started:
+            self._answer.add_headers(x_meshnode_cost_micros=str(cost))
+        elif not self._request.rebuild:
+            await self._answer.write(b": meshnode-cost-micros %d\n\n" % cost)
+
+    def _reason(self, failed: Failure) -> Failure:
+        """Why an attempt failed. What broke because it is not paid is no fault of the line."""
+        refusal = self._bill.refusal
+        self._bill.leave("broken")
+        return failed if refusal is None else HostFailed(refusal, cool_down=True)
 
     def _may_leave_silent(self) -> bool:
         """As `_may_leave`, also while nothing has come yet."""
@@ -333,6 +372,8 @@ class Answering:
     async def _take_all(self, continuation: Continuation) -> None:
         """The end of an answer that was complete but for its form."""
         await self._take(b"", continuation)
+        if self._bill.has_payments:
+            await self._tell_cost()
         await self._sink.end()
 
     # --- the end of all hosts -------------------------------------------------------------------------------
@@ -374,20 +415,3 @@ class Answering:
         if extra and isinstance(inner, dict):
             inner |= extra
         await answer.json(status, body, {"retry-after": retry_after} if retry_after else {})
-
-
-def _may_go_elsewhere(failure: Failure) -> bool:
-    match failure:
-        case EngineRefused():
-            return failure.elsewhere
-        case StreamFailed():
-            return failure.status >= 500
-    return True
-
-
-def _tells_against(failure: Failure) -> bool:
-    """The host is better avoided for a while."""
-    match failure:
-        case HostFailed() | EngineRefused():
-            return failure.cool_down
-    return not isinstance(failure, Differs)

@@ -14,16 +14,20 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from meshnode.api.aggregate import StreamFailed
 from meshnode.api.endpoints import Endpoint
 from meshnode.api.gate import Gates
+from meshnode.api.joining import Differs
+from meshnode.api.paid_pipe import Payment
 from meshnode.api.served import Host
 from meshnode.api.upstream import Exchange, UpstreamBroken, never
 from meshnode.core.guests import Stranger
 from meshnode.errors import EngineCrashed, MeshnodeError, ModelLoading, PublicPaused, TooManyRequests
 
 MAX_REFUSAL_BYTES = 1 << 20
-REMOTE_RETRIES = frozenset({404, 408, 429})
-"""4xx of a peer that say something of the peer and not of the request: the model is gone, or its queue is full."""
+REMOTE_RETRIES = frozenset({402, 404, 408, 429})
+"""4xx of a peer that say something of the peer and not of the request: it wants to be paid, the model is gone, or its
+queue is full."""
 CALLERS_FAULT_5XX = 501
 """The engine cannot do this at all: no other host of the model can."""
 ENGINE_FAULT = 500
@@ -63,6 +67,11 @@ class EngineRefused(Exception):
         return self.elsewhere and self.status != ENGINE_FAULT
 
 
+FAILURES = (HostFailed, EngineRefused, StreamFailed, UpstreamBroken, Differs)
+"""All that an attempt may end with, before and after its answer has begun."""
+Failure = HostFailed | EngineRefused | StreamFailed | UpstreamBroken | Differs
+
+
 @dataclass(frozen=True, slots=True)
 class Errand:
     """What is sent to a host, and for whom. The rest of an answer that another host began `continues` it; `guest` is
@@ -88,11 +97,13 @@ async def exchange_with(
     gates: Gates,
     slots: int,
     may_leave: Callable[[], bool] = never,
+    payment: Payment | None = None,
 ) -> AsyncIterator[Exchange]:
     """An exchange whose answer has begun well, for the length of the block. Our own engine is asked in turn.
 
     `find_host` is called once the turn has come: meanwhile the engine may have moved to another address. `may_leave`
-    tells whether a host that falls silent can be left for another. Raises HostFailed or EngineRefused.
+    tells whether a host that falls silent can be left for another. With a `payment` the host is paid for the answer.
+    Raises HostFailed or EngineRefused.
     """
     async with AsyncExitStack() as held:
         if here and errand.endpoint.takes_slot:
@@ -105,12 +116,13 @@ async def exchange_with(
             except (TooManyRequests, PublicPaused) as error:
                 raise HostFailed(error, cool_down=False) from None
         host = find_host()
-        if host is None or host.connect is None:
+        connect = None if host is None else host.connect if payment is None else host.connect_paid
+        if host is None or connect is None:
             state = host.state if host else "gone"
             raise HostFailed(ModelLoading(f"{errand.model} is {state}", retry_after_s=2), cool_down=not here)
         try:
             exchange = await Exchange.send(
-                host.connect,
+                connect if payment is None else payment.over(connect),
                 "POST",
                 errand.endpoint.path,
                 api_key=host.api_key,
@@ -120,10 +132,13 @@ async def exchange_with(
                 may_leave=may_leave,
             )
         except UpstreamBroken as error:
-            raise HostFailed(error, cool_down=True) from None
+            refusal = None if payment is None else payment.refusal
+            raise HostFailed(refusal or error, cool_down=True) from None
         held.callback(exchange.close)
         if exchange.status >= 400:
-            raise await _refusal(exchange, here=here)
+            failure = await _refusal(exchange, here=here)
+            refusal = None if payment is None else payment.refusal
+            raise failure if refusal is None else HostFailed(refusal, cool_down=True)
         yield exchange
 
 
@@ -160,3 +175,21 @@ def error_of(raw: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError):
         error = None
     return error if isinstance(error, dict) else {"message": raw[:500].decode("utf-8", "replace")}
+
+
+def may_go_elsewhere(failure: Failure) -> bool:
+    """Whether another host may do better."""
+    match failure:
+        case EngineRefused():
+            return failure.elsewhere
+        case StreamFailed():
+            return failure.status >= 500
+    return True
+
+
+def tells_against(failure: Failure) -> bool:
+    """The host is better avoided for a while."""
+    match failure:
+        case HostFailed() | EngineRefused():
+            return failure.cool_down
+    return not isinstance(failure, Differs)

@@ -1,8 +1,8 @@
 """Which hosts a request is offered to, in which order; and what became of it, so that the next order is better.
 
 The order itself is a pure function of core/routing; this module feeds it: the hosts of the model as they are now, the
-queue of our own engine from its gate, and the outcome of each attempt. Hosts beyond the radius of a request are not
-among those that it ever sees here, in whichever attempt.
+queue of our own engine from its gate, and the outcome of each attempt. Hosts beyond the radius of a request, and those
+whose price is not paid, are not among those that it ever sees here, in whichever attempt.
 """
 
 from __future__ import annotations
@@ -14,37 +14,51 @@ from dataclasses import replace
 from random import Random
 
 from meshnode.api.gate import Gates
+from meshnode.api.paying import ONLY_FREE, Affording
 from meshnode.api.reaching import out_of_radius
 from meshnode.api.request import Request
 from meshnode.api.served import Host, Served
 from meshnode.core.radius import PUBLIC, distance, reaches
 from meshnode.core.routing import Router, Wanted
-from meshnode.errors import OutOfRadius
+from meshnode.errors import MeshnodeError
 
 
 class Candidates:
-    """Orders the hosts of a model for each request. `models` gives a fresh snapshot of the mesh."""
+    """Orders the hosts of a model for each request. `models` gives a fresh snapshot of the mesh, `affording` says which
+    prices are paid.
+    """
 
-    def __init__(self, models: Callable[[], Sequence[Served]], gates: Gates, router: Router | None = None) -> None:
+    def __init__(
+        self,
+        models: Callable[[], Sequence[Served]],
+        gates: Gates,
+        router: Router | None = None,
+        affording: Affording = ONLY_FREE,
+    ) -> None:
         self._models = models
         self._gates = gates
         self._router = router or Router(Random())
+        self._affording = affording
 
     def hosts(self, request: Request) -> list[Host]:
-        """Where the model runs now, within the radius; our own host with the present numbers of its queue."""
-        model = request.model.id
+        """Where the model runs now, within the radius and at prices that are paid; our own host with the numbers of its
+        queue as it is."""
+        model, may_ask = request.model.id, self._affording.may_ask
         return [
             self._present(model, host) if host.here else host
             for served in self._models()
             if served.id == model
             for host in served.hosts
-            if reaches(request.radius, host.radius)
+            if reaches(request.radius, host.radius) and may_ask(host, model)
         ]
 
-    def refusal(self, request: Request) -> OutOfRadius | None:
-        """Why no host is left, where there are some beyond the radius of the request."""
+    def refusal(self, request: Request) -> MeshnodeError | None:
+        """Why no host is left, where there are some that want too much, or are beyond the radius of the request."""
         served = next((served for served in self._models() if served.id == request.model.id), None)
-        return None if served is None else out_of_radius(served, request.radius)
+        if served is None:
+            return None
+        within = served.within(request.radius)
+        return (within and self._affording.refusal(within)) or out_of_radius(served, request.radius)
 
     def _present(self, model: str, host: Host) -> Host:
         queue = self._gates.snapshot(model)

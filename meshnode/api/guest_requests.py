@@ -12,14 +12,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, Protocol
 
 from meshnode.api.activity import Activity
 from meshnode.api.body import LARGE_BODY_BYTES
+from meshnode.api.charging import Charge, Payer, Till
 from meshnode.api.endpoints import COUNTING_ENDPOINTS, PUBLIC_ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.guest_bounds import MOST_BODY_BYTES, Bounded, bounded, counted
+from meshnode.api.metering import metered
 from meshnode.api.metrics import Gauge, outcome
 from meshnode.api.peer_requests import Admitted, MemberTerms, PeerRequest, PeerRequests, Reply
 from meshnode.api.record import STATUS_CALLER_LEFT, Record
@@ -27,10 +30,12 @@ from meshnode.api.request import Limits
 from meshnode.api.served import Served
 from meshnode.core.guests import Guests, Refused, Stranger
 from meshnode.core.open_policy import prefix_of
+from meshnode.core.prices import usd
 from meshnode.errors import (
     BodyTooLarge,
     EndpointNotFound,
     MeshnodeError,
+    PaymentRequired,
     PublicPaused,
     StrangerLimit,
 )
@@ -56,7 +61,8 @@ class GuestRequests:
     """Answers the requests of strangers; `answer` is what a public mesh is given.
 
     `address_of` is where a node is linked from, if that is known; `is_near` says that the node is a friend's, or our
-    own. The other arguments are those of PeerRequests. Strangers share `slots` of all models.
+    own. The other arguments are those of PeerRequests. Strangers share `slots` of all models. With a `till` they pay
+    for those that have a price there.
     """
 
     def __init__(
@@ -73,7 +79,9 @@ class GuestRequests:
         address_of: Callable[[bytes], Address | None] = lambda node: None,
         is_near: Callable[[bytes], bool] = lambda node: False,
         clock: Callable[[], float] = time.monotonic,
+        till: Till | None = None,
     ) -> None:
+        self._till = till
         self._gates = gates
         self._guests = guests
         self._trail = trail
@@ -117,7 +125,10 @@ class GuestRequests:
     # --- terms ----------------------------------------------------------------------------------------------
 
     async def admit(self, request: PeerRequest) -> Admitted:
-        """See peer_requests.Terms. Raises PublicPaused, StrangerLimit, EndpointNotFound, BodyTooLarge, BadRequest."""
+        """See peer_requests.Terms.
+
+        Raises PublicPaused, StrangerLimit, EndpointNotFound, BodyTooLarge, BadRequest, PaymentRequired.
+        """
         if self._is_near(request.peer):
             _check_endpoint(request)
             return await self._friends.admit(request)
@@ -131,25 +142,33 @@ class GuestRequests:
             if request.path in COUNTING_ENDPOINTS:
                 return await self._counting(request)
             found = await self._read(request)
+            charge = None if self._till is None else self._charge(self._till, request, found)
         except MeshnodeError as error:
             self._guests.refused(error.code)
             raise
         visit = self._guests.enter(stranger, prompt_tokens=found.prompt_tokens, wanted=found.wanted, now=self._clock())
         if isinstance(visit, Refused):
             raise _error(visit)
+        answer_tokens = visit.answer_tokens
+        if charge is not None and request.payment is not None:
+            found = replace(found, members=metered(found.members))
+            answer_tokens = max(1, min(answer_tokens, request.payment.ask.most_out))
         return Admitted(
             PUBLIC_ENDPOINTS[request.path],
-            found.body(visit.answer_tokens),
+            found.body(answer_tokens),
             found.members.get("model"),
             guest=stranger,
             visit=visit,
             output=sha256(),
+            charge=charge,
         )
 
     def ended(self, admitted: Admitted | None, record: Record, pieces: int) -> None:
         """Settle what the visit has cost, and record it if the engine was asked."""
         if admitted is None or admitted.visit is None or admitted.guest is None:
             return
+        if (charge := admitted.charge) is not None and (charge.tokens_in or charge.tokens_out):
+            record.tokens_in, record.tokens_out = charge.tokens_in, charge.tokens_out
         # An answer that was cut short does not tell its counts: an event is about a token, and the prompt was read.
         if admitted.asked and (record.status < 400 or record.status == STATUS_CALLER_LEFT):
             record.tokens_in = record.tokens_in or admitted.visit.prompt_tokens
@@ -168,6 +187,20 @@ class GuestRequests:
             record.output_sha256 = admitted.output.hexdigest()
         prefix = self._trail.mask(admitted.guest.prefix)
         self._trail.record("served", node=record.peer, prefix=prefix, **{**audit_facts(record), "radius": "public"})
+
+    def _charge(self, till: Till, request: PeerRequest, found: Bounded) -> Charge | None:
+        """What the request costs; None where it is free. Raises PaymentRequired for one that should be paid, and what
+        find_served raises.
+        """
+        model, _ = self._requests.find(found.members.get("model"))
+        price = till.price(model.id)
+        if price.is_free:
+            return None
+        payer: Payer | None = request.payment
+        if payer is None:
+            amounts = f"{usd(price.tokens_in)} in and {usd(price.tokens_out)} out"
+            raise PaymentRequired(f"{model.id} costs {amounts} per million tokens here")
+        return Charge(till, payer, request.peer, prompt_tokens=found.prompt_tokens)
 
     async def _counting(self, request: PeerRequest) -> Admitted:
         """A question about tokens costs a request of the stranger's minute, and no slot."""
@@ -202,7 +235,7 @@ def audit_facts(record: Record) -> dict[str, object]:
         "error": record.error,
         "tokens_in": record.tokens_in,
         "tokens_out": record.tokens_out,
-        "cost_micros": 0,
+        "cost_micros": record.cost_micros,
         "output_sha256": record.output_sha256,
         "duration_s": record.total_s,
     }

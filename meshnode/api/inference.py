@@ -16,12 +16,14 @@ from meshnode.api.access import cors_headers
 from meshnode.api.activity import Activity
 from meshnode.api.answer import Answer, CallerLeft, Send
 from meshnode.api.answering import Answering
+from meshnode.api.bill import Bill
 from meshnode.api.candidates import Candidates
 from meshnode.api.delivery import END_MARKS
 from meshnode.api.dialects import dialect_of
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
 from meshnode.api.output_hash import OutputHash
+from meshnode.api.paying import Affording, Purse
 from meshnode.api.reaching import OF_OWNER, asked_radius
 from meshnode.api.record import STATUS_CALLER_LEFT, Record, token_counts
 from meshnode.api.request import Limits, Receive, Request, Scope, read_request, unless_caller_leaves
@@ -52,7 +54,8 @@ class Inference:
 
     `radius` tells how far a request may go that does not say it itself. A web page that a browser shows may ask for
     less, and for more only with `pages_may_widen`, where the Door has asked it for a key, or with the node's token (the
-    console). `answered` is told of every whole stream that came of one host, with its events.
+    console). `answered` is told of every whole stream that came of one host, with its events. `purse` pays strangers;
+    without one those that want to be paid are not asked.
     """
 
     def __init__(
@@ -68,7 +71,10 @@ class Inference:
         radius: Callable[[], Radius] = trusted_by_default,
         pages_may_widen: bool = False,
         answered: Answered = nobody,
+        purse: Purse | None = None,
     ) -> None:
+        self._purse = purse
+        self._affording = Affording(purse)
         self._models = models
         self._gates = gates
         self._limits = limits
@@ -78,7 +84,7 @@ class Inference:
         self._radius = radius
         self._pages_may_widen = pages_may_widen
         self._answered = answered
-        self._candidates = Candidates(models, gates, router)
+        self._candidates = Candidates(models, gates, router, self._affording)
         self._preparing = asyncio.Semaphore(PREPARED_AT_ONCE)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send, *, request_id: str, origin: str | None) -> None:
@@ -89,6 +95,7 @@ class Inference:
         headers = {**self._headers, "x-meshnode-request-id": request_id, **cors_headers(origin)}
         headers.pop(HEADER, None)  # nobody has answered yet, and an answer may begin before that is known
         output = OutputHash(record, running.take)
+        bill = Bill(self._purse, record)
         answer = Answer(
             send, dialect=dialect_of(endpoint.path), headers=headers, request_id=request_id, taken=output.take
         )
@@ -101,6 +108,7 @@ class Inference:
                 limits=self._limits,
                 missed=partial(setattr, record, "wanted"),
                 radius=asked_radius(scope, self._radius(), may_widen=self._may_widen(scope, origin)),
+                affording=self._affording,
             )
             answering = Answering(
                 request,
@@ -110,6 +118,7 @@ class Inference:
                 candidates=self._candidates,
                 limits=self._limits,
                 preparing=self._preparing,
+                bill=bill,
             )
             await unless_caller_leaves(receive, answering.run())
             if (found := answering.of_one_host) is not None:
@@ -128,6 +137,8 @@ class Inference:
             await answer.fail(MeshnodeError("this is a fault of meshnode; its log has the details"))
         finally:
             answer.stop_watching()
+            if bill.has_payments:
+                await bill.settled()
             self._activity.end(running)
             output.close()
             self._close(record, answer)

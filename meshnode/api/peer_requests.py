@@ -21,6 +21,7 @@ from meshnode.api.activity import Activity, Running
 from meshnode.api.answer import encode
 from meshnode.api.attempt import EngineRefused, Errand, HostFailed, exchange_with, is_part
 from meshnode.api.body import parse_object
+from meshnode.api.charging import Charge, Payer
 from meshnode.api.endpoints import PEER_ENDPOINTS, Endpoint, allowed
 from meshnode.api.gate import Gates
 from meshnode.api.multipart import model_field
@@ -36,7 +37,9 @@ PASSED_HEADERS = (b"content-type", b"content-length")
 
 
 class PeerRequest(Protocol):
-    """A request as it came through a tunnel, already admitted. `peer` is the 32-byte id of the node that asks."""
+    """A request as it came through a tunnel, already admitted. `peer` is the 32-byte id of the node that asks, which
+    pays by `payment`, if at all.
+    """
 
     @property
     def method(self) -> str: ...
@@ -50,6 +53,8 @@ class PeerRequest(Protocol):
     def peer(self) -> bytes: ...
     @property
     def request_id(self) -> str: ...
+    @property
+    def payment(self) -> Payer | None: ...
 
 
 class Reply(Protocol):
@@ -71,8 +76,8 @@ class Digest(Protocol):
 class Admitted:
     """A request that may be answered: what is sent to the engine, and in whose turn. `model` is the name that it gives.
 
-    Of a stranger: who it is, and the visit that was granted. `asked` says that its turn has come, and `output` is the
-    hash of what it got.
+    Of a stranger: who it is, and the visit that was granted. `asked` says that its turn has come, `output` is the hash
+    of what it got, and `charge` what it costs.
     """
 
     endpoint: Endpoint
@@ -83,6 +88,7 @@ class Admitted:
     visit: Visit | None = None
     asked: bool = False
     output: Digest | None = None
+    charge: Charge | None = None
 
 
 class Terms(Protocol):
@@ -158,7 +164,10 @@ class PeerRequests:
                 raise NodeStopping(retry_after_s=5)
             admitted = await self._terms.admit(request)
             began.output = admitted.output
-            await self._answer(request, admitted, began, record)
+            if admitted.charge is None:
+                await self._answer(request, admitted, began, record)
+            else:
+                await self._sell(request, admitted, admitted.charge, began, record)
         except (MeshnodeError, EngineRefused, HostFailed) as reason:
             record.error = _code(reason)
             if began.status:
@@ -176,8 +185,18 @@ class PeerRequests:
             self._activity.end(running)
             self._finished(record)
 
-    async def _answer(self, request: PeerRequest, admitted: Admitted, reply: _Counted, record: Record) -> None:
-        model, host = self._find(admitted.model)
+    async def _sell(
+        self, request: PeerRequest, admitted: Admitted, charge: Charge, began: _Counted, record: Record
+    ) -> None:
+        model, host = self.find(admitted.model)
+        try:
+            async with charge.open(model.id, bytes.fromhex(host.content_hash)):
+                await self._answer(request, admitted, charge.over(began), record)
+        finally:
+            record.cost_micros = charge.charged_micros
+
+    async def _answer(self, request: PeerRequest, admitted: Admitted, reply: Reply, record: Record) -> None:
+        model, host = self.find(admitted.model)
         record.model = model.id
         errand = Errand(
             model.id,
@@ -197,8 +216,11 @@ class PeerRequests:
             record.queued_s = time.monotonic() - record.started_at
             await _pass(exchange, reply)
 
-    def _find(self, name: object) -> tuple[Served, Host]:
-        """The model of that name and our own host of it. Other hosts do not count: nothing is sent on."""
+    def find(self, name: object) -> tuple[Served, Host]:
+        """The model of that name and our own host of it. Other hosts do not count: nothing is sent on.
+
+        Raises what find_served raises.
+        """
         own = [
             Served(model.id, model.state, model.names, host.slots, capabilities=model.capabilities, hosts=(host,))
             for model in self._models()
@@ -241,7 +263,7 @@ class _Counted:
         await self._reply.finish()
 
 
-async def _pass(exchange: Exchange, reply: _Counted) -> None:
+async def _pass(exchange: Exchange, reply: Reply) -> None:
     headers = [
         (name.decode("latin-1"), value.decode("latin-1")) for name, value in exchange.headers if name in PASSED_HEADERS
     ]

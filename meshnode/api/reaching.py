@@ -6,16 +6,20 @@ looked at for it, and it is passed on to nobody.
 
 Hosts beyond the radius are taken away before anything is looked up, so that no name, state or capability that a
 stranger states can decide anything about a request that may not go to strangers. Only when nothing is found they are
-looked at once more, and only to say how many could answer.
+looked at once more, and only to say how many could answer. So it is with hosts that want to be paid more than this
+node pays: what they offer is nothing to choose from, until nothing else is found and the price is the answer.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from meshnode.api.endpoints import Endpoint
+from meshnode.api.paying import ONLY_FREE, Affording
 from meshnode.api.served import ANY_MODEL, Served, find_served
 from meshnode.core.radius import HEADER, PUBLIC, RADII, Radius, parse_header, reaches
 from meshnode.errors import (
@@ -64,13 +68,16 @@ def find_reachable(
     *,
     endpoint: Endpoint,
     radius: str,
+    affording: Affording = ONLY_FREE,
 ) -> Served:
-    """The model that a request of this radius means, with the hosts that it may reach.
+    """The model that a request of this radius means, with the hosts that it may reach and pay.
 
-    Raises what find_served raises, BadRequest where the model cannot do what the endpoint asks for, and OutOfRadius
-    in place of any of these but ModelLoading where nodes that are further away could answer.
+    Raises what find_served raises, BadRequest where the model cannot do what the endpoint asks for, and in place of any
+    of these but ModelLoading the refusal of the purse where nodes that want to be paid could answer, OutOfRadius where
+    nodes that are further away could.
     """
-    reachable = [found for model in models if (found := model.within(radius)) is not None]
+    within = [found for model in models if (found := model.within(radius)) is not None]
+    reachable = [found for model in within if (found := affording.within(model)) is not None]
     # A name means a nearer model before a stranger's, whichever of its names it is.
     reachable.sort(key=lambda model: not model.near)
     if name is None and reachable and reachable[0].near:
@@ -78,15 +85,15 @@ def find_reachable(
     try:
         return _able(find_served(name, reachable, aliases, choose), endpoint)
     except (ModelNotFound, NoModelServed, EngineCrashed, CannotDo):
-        beyond = [model for model in models if any(_beyond(model, radius).values())]
-        wanted = ANY_MODEL if name is None else name
-        try:
-            found = _able(find_served(wanted, beyond, aliases, choose), endpoint)
-        except MeshnodeError:
-            found = None
-        if found is None:
+        refusal = None
+        for some, why in ((within, affording.refusal), (models, partial(out_of_radius, radius=radius))):
+            refused = [model for model in some if why(model) is not None]
+            with suppress(MeshnodeError):
+                wanted = ANY_MODEL if name is None else name
+                refusal = refusal or why(_able(find_served(wanted, refused, aliases, choose), endpoint))
+        if refusal is None:
             raise
-    raise out_of_radius(found, radius) or ModelNotFound(found.id)
+    raise refusal
 
 
 def out_of_radius(model: Served, radius: str) -> OutOfRadius | None:

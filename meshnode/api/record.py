@@ -19,6 +19,7 @@ class Record:
     `resume_failed` says that the last of them could not be. `wanted` is the name that a caller asked for where no host
     answers to it: untrusted text, in no log and no label; `model` is empty then. `output_sha256` is the hash of the
     answer as a stranger gave it, or got it: of the bytes of its body; both ends of a request have the same.
+    `cost_micros` is what it cost in micro-USDC, paid or earned by this node.
     """
 
     id: str
@@ -43,6 +44,7 @@ class Record:
     resume_failed: bool = False
     wanted: str = ""
     output_sha256: str = ""
+    cost_micros: int = 0
 
 
 _COUNT = re.compile(

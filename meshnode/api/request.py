@@ -19,6 +19,7 @@ from meshnode.api.answer import CallerLeft
 from meshnode.api.body import JsonObject, parse_object
 from meshnode.api.endpoints import Endpoint
 from meshnode.api.multipart import model_field
+from meshnode.api.paying import ONLY_FREE, Affording
 from meshnode.api.prefix import estimate_tokens, prefix_hashes
 from meshnode.api.reaching import find_reachable
 from meshnode.api.served import ANY_MODEL, Host, Served, any_ready
@@ -31,6 +32,7 @@ from meshnode.errors import (
     ModelNotFound,
     NoModelServed,
     OutOfRadius,
+    PaymentError,
     RequestTimeout,
 )
 
@@ -109,9 +111,10 @@ async def read_request(
     limits: Limits,
     missed: Callable[[str], None] = lambda name: None,
     radius: Radius = TRUSTED,
+    affording: Affording = ONLY_FREE,
 ) -> Request:
-    """Read the body and find the model, among hosts within `radius`. `missed` gets the name of one that none of them
-    can answer for.
+    """Read the body and find the model, among hosts within `radius` at prices that are paid. `missed` gets the name of
+    one that none of them can answer for.
 
     Raises CallerLeft, BodyTooLarge, RequestTimeout, BadRequest, and whatever find_reachable raises.
     """
@@ -119,7 +122,15 @@ async def read_request(
     raw = await read_body(receive, headers.get(b"content-length"), limits.max_body_bytes)
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     caller = f"{(scope.get('client') or ('',))[0]} {hash(headers.get(b'authorization', headers.get(b'x-api-key')))}"
-    find = partial(_find, models=models(), aliases=limits.aliases, missed=missed, endpoint=endpoint, radius=radius)
+    find = partial(
+        _find,
+        models=models(),
+        aliases=limits.aliases,
+        missed=missed,
+        endpoint=endpoint,
+        radius=radius,
+        affording=affording,
+    )
     if endpoint.multipart:
         model = find(model_field(raw, content_type), choose=any_ready)
         return Request(endpoint, model, caller, raw, content_type, stream=False, rebuild=False, radius=radius)
@@ -163,10 +174,11 @@ def _find(
     choose: Callable[[Sequence[Served]], Served],
     endpoint: Endpoint,
     radius: Radius,
+    affording: Affording,
 ) -> Served:
     try:
-        return find_reachable(name, models, aliases, choose, endpoint=endpoint, radius=radius)
-    except (ModelNotFound, NoModelServed, ModelLoading, EngineCrashed, OutOfRadius):
+        return find_reachable(name, models, aliases, choose, endpoint=endpoint, radius=radius, affording=affording)
+    except (ModelNotFound, NoModelServed, ModelLoading, EngineCrashed, OutOfRadius, PaymentError):
         wanted = aliases.get(name, name) if isinstance(name, str) else ""
         # What is no name may be a prompt that strayed; a path means something here alone, and "auto" anything.
         if wanted != ANY_MODEL and _NAME.fullmatch(wanted):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from meshnode.api.upstream import Connect
+from meshnode.core.prices import FREE, Price
 from meshnode.core.radius import TRUSTED, nearest, reaches
 from meshnode.core.routing import HostView
 from meshnode.errors import BadRequest, EngineCrashed, MeshnodeError, ModelLoading, ModelNotFound, NoModelServed
@@ -23,7 +24,8 @@ class Host:
     """One place where a model runs: this node (`here`), or a peer.
 
     `connect` is None while nothing answers there. `content_hash` names the exact weights: an answer that was begun by
-    one host can be continued only by another with the same. Times are in seconds, rates in tokens per second.
+    one host can be continued only by another with the same. Times are in seconds, rates in tokens per second. A
+    stranger may have a `price`: its answers are asked for by `connect_paid`, and paid over `chain` (paying.py).
     """
 
     node: str = ""
@@ -41,6 +43,9 @@ class Host:
     tokens_per_s: float | None = None
     prompt_tokens_per_s: float | None = None
     radius: str = "local"
+    price: Price = FREE
+    chain: int = 0
+    connect_paid: Connect | None = field(default=None, repr=False)
 
     @property
     def ready(self) -> bool:
@@ -63,6 +68,7 @@ class Host:
             state=self.state,
             radius=self.radius,
             size_bytes=size_bytes,
+            price=self.price,
         )
 
 
@@ -116,7 +122,10 @@ class Served:
 
     def within(self, allowed: str) -> Served | None:
         """This model with those of its hosts that a request of that radius may reach; None when all are beyond it."""
-        hosts = tuple(host for host in self.hosts if reaches(allowed, host.radius))
+        return self.at(tuple(host for host in self.hosts if reaches(allowed, host.radius)))
+
+    def at(self, hosts: tuple[Host, ...]) -> Served | None:
+        """This model with some of its hosts, in their order; None without any."""
         if len(hosts) == len(self.hosts):
             return self
         if not hosts:
@@ -151,11 +160,19 @@ class Served:
                         "state": host.state,
                         "slots": host.slots,
                         "context_length": host.context_length,
+                        **_priced(host),
                     }
                     for host in self.hosts
                 ],
             },
         }
+
+
+def _priced(host: Host) -> dict[str, object]:
+    """What a host wants, in micro-USDC per million tokens; nothing of one that is free."""
+    if host.price.is_free:
+        return {}
+    return {"price": {"in": host.price.tokens_in, "out": host.price.tokens_out, "chain": host.chain}}
 
 
 def any_ready(models: Sequence[Served]) -> Served:

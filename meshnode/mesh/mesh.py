@@ -435,7 +435,7 @@ class Mesh:
     # --- what the parts need ----------------------------------------------------------------------------------------
 
     async def _serve_http(self, stream: MeshStream, header: bytes, role: Role | None) -> None:
-        await self._tunnel.serve(stream)
+        await self._tunnel.serve(stream, header)
 
     async def _serve_pairing(self, stream: MeshStream, header: bytes, role: Role | None) -> None:
         assert self._pair is not None, "without it the type has no handler"

@@ -3,6 +3,8 @@
     caller   stream header, HTTP/1.1 request with a Content-Length        (api/upstream writes it)
     server   HTTP/1.1 head with "connection: close", body, FIN            a RESET says that the answer broke
 
+Where the stream header says that the answer is paid, the same bytes travel in frames (paid_stream.py).
+
 The caller's reset, or its STOP_SENDING, cancels the answer at once, also while nothing is being written: the read side
 is watched for as long as the answer runs. What a piece costs is one write and one drain; time limits are kept by one
 tick a second over all answers, not by a timer for each piece.
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
+from meshnode.mesh.paid_stream import PaidStream, StreamMisused
 from meshnode.mesh.tunnel_request import (
     CutShort,
     Head,
@@ -33,11 +36,13 @@ from meshnode.net.link import Link
 from meshnode.net.stream import MeshStream
 from meshnode.telemetry import LOG
 from meshnode.wire.frames import encode_stream_header
+from meshnode.wire.payments import FREE_HEADER, is_paid
 from meshnode.wire.registry import LIMIT_HTTP_STREAMS, Reset, StreamType
+from meshnode.wire.values import WireError
 
 LINGER_S = 300.0
 """How long a caller may take over the last half megabyte of its answer."""
-_HTTP_HEADER = encode_stream_header(StreamType.HTTP, b"")
+_HTTP_HEADER = encode_stream_header(StreamType.HTTP, FREE_HEADER)
 _HOP_BY_HOP = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
@@ -70,7 +75,7 @@ class TunnelLimits:
 class TunnelReply:
     """Where the answer goes. Every call waits until the stream can take more, and raises OSError when it is gone."""
 
-    def __init__(self, stream: MeshStream) -> None:
+    def __init__(self, stream: MeshStream | PaidStream) -> None:
         self._stream = stream
         self._write = stream.write
         self._drain = stream.drain
@@ -169,20 +174,31 @@ class TunnelServer:
         """Answers under way."""
         return len(self._running)
 
-    async def serve(self, stream: MeshStream) -> None:
+    async def serve(self, opened: MeshStream, header: bytes = FREE_HEADER) -> None:
         """Read the request of one stream and answer it. Returns when the stream is over; never raises OSError."""
-        peer = stream.link.peer
+        stream: MeshStream | PaidStream = opened
+        paid: PaidStream | None = None
+        if header:
+            try:
+                paid = PaidStream(opened) if is_paid(header) else None
+            except WireError:
+                self._end(opened, "http_malformed", Reset.MALFORMED)
+                return
+            stream = paid or opened
+        peer = opened.link.peer
         self._streams[peer] += 1
         held_bytes = 0
         try:
             self._check_room(peer)
             limits = self._limits.request
+            if paid is not None:
+                await paid.begin(limits.head_s)
             head = await read_head(stream, admitted=self._admitted, limits=limits)
             self._check_memory(peer, head)
             held_bytes = head.length_bytes
             self._body_bytes[peer] += held_bytes
             body = await read_body(stream, head, limits)
-            request = TunnelRequest(head.method, head.path, head.content_type, body, peer, head.request_id)
+            request = TunnelRequest(head.method, head.path, head.content_type, body, peer, head.request_id, paid)
             leaving = await self._run(stream, request)
         except Refusal as refusal:
             self._counters["http_refused"] += 1
@@ -190,7 +206,7 @@ class TunnelServer:
         except TimeoutError:
             self._end(stream, "http_too_slow", Reset.TOO_SLOW)
             return
-        except CutShort:
+        except (CutShort, StreamMisused):
             self._end(stream, "http_malformed", Reset.MALFORMED)
             return
         except OSError:
@@ -242,7 +258,7 @@ class TunnelServer:
         if counts[peer] <= 0:
             del counts[peer]
 
-    def _end(self, stream: MeshStream, counter: str, code: Reset) -> None:
+    def _end(self, stream: MeshStream | PaidStream, counter: str, code: Reset) -> None:
         self._counters[counter] += 1
         stream.reset(code)
 
@@ -261,7 +277,7 @@ class TunnelServer:
 
     # --- one answer -------------------------------------------------------------------------------------------
 
-    async def _run(self, stream: MeshStream, request: TunnelRequest) -> asyncio.Future[bool] | None:
+    async def _run(self, stream: MeshStream | PaidStream, request: TunnelRequest) -> asyncio.Future[bool] | None:
         """Answer, and watch the caller meanwhile. Returns that watch when all went well."""
         reply = TunnelReply(stream)
         running = _Running(reply, asyncio.ensure_future(self._answer(request, reply)))
@@ -286,7 +302,7 @@ class TunnelServer:
             if not self._running:
                 self._idle.set()
 
-    def _outcome(self, stream: MeshStream, running: _Running) -> bool:
+    def _outcome(self, stream: MeshStream | PaidStream, running: _Running) -> bool:
         """Whether the answer is whole; the stream is reset where it is not."""
         failure = None if running.task.cancelled() else running.task.exception()
         if failure is None and running.reply.finished:
@@ -305,7 +321,7 @@ class TunnelServer:
         self._end(stream, counter, code)
         return False
 
-    async def _refuse(self, stream: MeshStream, refusal: Refusal) -> asyncio.Future[bool] | None:
+    async def _refuse(self, stream: MeshStream | PaidStream, refusal: Refusal) -> asyncio.Future[bool] | None:
         try:
             stream.write(head_bytes(refusal.status, refusal.headers()) + refusal.body())
             stream.write_eof()
@@ -319,20 +335,24 @@ def _sent_more(leaving: asyncio.Future[bool]) -> bool:
     return leaving.exception() is None and leaving.result()
 
 
-async def _until_left(stream: MeshStream, *, discard_bytes: int = 0) -> bool:
-    """Wait until the caller is gone; its FIN alone does not say so. True when it sent what nobody asked for."""
+async def _until_left(stream: MeshStream | PaidStream, *, discard_bytes: int = 0) -> bool:
+    """Wait until the caller is gone; its FIN alone does not say so, unless it pays. True when it sent what nobody asked
+    for.
+    """
     try:
         while piece := await stream.read(16 << 10):
             discard_bytes -= len(piece)
             if discard_bytes < 0:
                 return True
         await stream.broken()
+    except StreamMisused:
+        return True
     except OSError:
         pass
     return False
 
 
-async def _linger(stream: MeshStream, leaving: asyncio.Future[bool]) -> None:
+async def _linger(stream: MeshStream | PaidStream, leaving: asyncio.Future[bool]) -> None:
     """Give the caller time to take the end of its answer: a reset now would throw it away, here or there."""
     try:
         with suppress(TimeoutError):

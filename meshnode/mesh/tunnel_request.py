@@ -16,6 +16,7 @@ from typing import Protocol
 
 import h11
 
+from meshnode.mesh.paid_stream import PaidStream
 from meshnode.telemetry import new_request_id
 from meshnode.wire.registry import LIMIT_HTTP_HEAD_BYTES
 
@@ -46,7 +47,9 @@ class RequestLimits:
 
 @dataclass(frozen=True, slots=True)
 class TunnelRequest:
-    """A request that was admitted. `peer` is the 32-byte id of the node that asks."""
+    """A request that was admitted. `peer` is the 32-byte id of the node that asks; `payment` is how it pays, if it
+    does.
+    """
 
     method: str
     path: str
@@ -54,6 +57,7 @@ class TunnelRequest:
     body: bytes
     peer: bytes
     request_id: str
+    payment: PaidStream | None = None
 
 
 class Refusal(Exception):

@@ -14,11 +14,13 @@ from meshnode.api.events import Events
 from meshnode.api.metrics import Metrics
 from meshnode.api.radius_control import RadiusControl
 from meshnode.api.served import Served
+from meshnode.api.spending_control import SpendingControl
 from meshnode.errors import ModelNotFound
 from tests.api.raw_http import Reply, ask
 from tests.api.running import serving
 
 TOKEN = "secret"
+TERMINAL = "seen at a terminal"
 
 
 class FakeMesh:
@@ -63,6 +65,7 @@ class Console:
             settings=lambda: {"settings": []},
             logs=self.noting("logs"),
             agents=lambda model: {"agents": []},
+            spending=SpendingControl(FakeMesh(self.asked), TERMINAL),
         )
 
     def get_status(self) -> dict[str, Any]:
@@ -80,8 +83,9 @@ class Console:
         return answer
 
     async def ask(self, path: str, body: object = None, **headers: str) -> Reply:
-        """A request with the token."""
-        return await ask(self.port, path, body, **{"x_meshnode_token": TOKEN, **headers})
+        """A request with the token and the terminal value."""
+        given = {"x_meshnode_token": TOKEN, "x_meshnode_terminal": TERMINAL, **headers}
+        return await ask(self.port, path, body, **given)
 
     def calls(self) -> list[Call]:
         """Every call of the port."""

@@ -14,6 +14,7 @@ from meshnode.api.app import api_app, gateway_app
 from meshnode.api.gate import Gates
 from meshnode.api.http_server import HttpServer, listen
 from meshnode.api.inference import Answered, Inference, nobody, trusted_by_default
+from meshnode.api.paying import Purse
 from meshnode.api.record import Record
 from meshnode.api.request import Limits
 from meshnode.api.served import Served
@@ -116,6 +117,7 @@ async def gateway(
     radius: Callable[[], Radius] = trusted_by_default,
     pages_may_widen: bool = False,
     answered: Answered = nobody,
+    purse: Purse | None = None,
 ) -> AsyncIterator[Gateway]:
     """The model API in front of `models`."""
     running = Gateway(list(models), Gates(capacity=capacity, timeout_s=timeout_s))
@@ -130,6 +132,7 @@ async def gateway(
         radius=radius,
         pages_may_widen=pages_may_widen,
         answered=answered,
+        purse=purse,
     )
     running.app = gateway_app(
         inference=inference,

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 KNOWN = {"$ref", "additionalProperties", "anyOf", "const", "enum", "items", "properties", "required", "type"}
-BOUNDS = {"default", "description", "maximum", "maxLength", "minimum", "minLength"}
+BOUNDS = {"default", "description", "examples", "maximum", "maxLength", "minimum", "minLength", "pattern"}
 """For the reader: the tests of the calls hold them."""
 KINDS = {
     "object": dict,

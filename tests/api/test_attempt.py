@@ -3,10 +3,25 @@ import json
 
 import pytest
 
-from meshnode.api.attempt import EngineRefused, Errand, HostFailed, error_of, exchange_with, is_part, part_id
+from meshnode.api.aggregate import StreamFailed
+from meshnode.api.attempt import (
+    EngineRefused,
+    Errand,
+    Failure,
+    HostFailed,
+    error_of,
+    exchange_with,
+    is_part,
+    may_go_elsewhere,
+    part_id,
+    tells_against,
+)
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
+from meshnode.api.joining import Differs
 from meshnode.api.served import Host
+from meshnode.api.upstream import UpstreamBroken
+from meshnode.errors import EngineCrashed, MonthlyCapReached, PriceAboveCeiling
 from tests.api.fake_llama import FakeLlamaServer, plain, raw
 
 pytestmark = pytest.mark.anyio
@@ -28,6 +43,8 @@ async def attempt(
     ("status", "here", "failed", "elsewhere", "cool_down"),
     [
         (400, True, False, False, False),
+        (402, True, False, False, False),
+        (402, False, False, True, True),
         (404, True, False, False, False),
         (404, False, False, True, True),
         (408, False, False, True, True),
@@ -127,3 +144,23 @@ def test_whatever_an_engine_says_becomes_an_error_object() -> None:
     assert error_of(json.dumps({"error": {"message": "a"}}).encode()) == {"message": "a"}
     for said in (b"<html>", b'{"error":"text"}', b"[1]", b"[" * 100_000, b"\xff"):
         assert set(error_of(said)) == {"message"}
+
+
+@pytest.mark.parametrize(
+    ("failure", "elsewhere", "against"),
+    [
+        (HostFailed(EngineCrashed(), cool_down=True), True, True),
+        (HostFailed(MonthlyCapReached(), cool_down=False), True, False),
+        (HostFailed(PriceAboveCeiling("in its quote"), cool_down=True), True, True),
+        (EngineRefused(503, {}, elsewhere=True), True, True),
+        (EngineRefused(400, {}), False, False),
+        (StreamFailed({"code": 400}), False, True),
+        (StreamFailed({"code": 500}), True, True),
+        (UpstreamBroken(), True, True),
+        (Differs("it differs"), True, False),
+    ],
+)
+def test_what_a_failure_means_for_other_hosts_and_for_this_one(
+    failure: Failure, elsewhere: bool, against: bool
+) -> None:
+    assert (may_go_elsewhere(failure), tells_against(failure)) == (elsewhere, against)

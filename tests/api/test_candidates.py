@@ -7,10 +7,13 @@ from meshnode.api.body import JsonObject
 from meshnode.api.candidates import Candidates
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
+from meshnode.api.paying import Affording
 from meshnode.api.request import Request
 from meshnode.api.served import Host, Served
 from meshnode.api.upstream import Pipe
+from meshnode.core.prices import Price
 from meshnode.core.routing import Router
+from meshnode.errors import MeshnodeError, OutOfRadius, PaymentsOff, PriceAboveCeiling
 from tests.api.running import InOrder
 
 A, B, C = "a" * 64, "b" * 64, "c" * 64
@@ -148,3 +151,27 @@ def test_where_none_is_fit_a_nearer_one_words_the_refusal() -> None:
 
     hosts = [host(A, radius="public", context_length=9999), host(B, radius="trusted", context_length=10)]
     assert order(candidates(*hosts, router=Nobody()), replace(request(), radius="public")) == [B, A]
+
+
+def test_hosts_whose_price_is_not_paid_are_never_seen() -> None:
+    class Ceiling:
+        """Pays up to 10 a million."""
+
+        def refusal(self, price: Price, chain: int, model: str, /) -> MeshnodeError | None:
+            return PriceAboveCeiling(f"{price.tokens_out} on {chain}") if price.tokens_out > 10 else None
+
+    def selling(node: str, price: int) -> Host:
+        return host(node, price=Price(price, price), chain=7, connect_paid=connect, radius="public")
+
+    models = [Served("demo", "ready", hosts=(selling(A, 11), selling(B, 10)))]
+    asked = replace(request(), radius="public")
+    found = Candidates(lambda: models, Gates(capacity=1, timeout_s=1), affording=Affording(Ceiling()))  # type: ignore[arg-type]
+    assert order(found, asked) == [B] and found.refusal(asked) is not None
+    assert found.find(asked, models[0].hosts[0]) is None
+    models[0] = replace(models[0], hosts=(selling(A, 11),))
+    assert order(found, asked) == []
+    refusal = found.refusal(asked)
+    assert isinstance(refusal, PriceAboveCeiling) and refusal.detail == "11 on 7"
+    assert isinstance(found.refusal(replace(asked, radius="trusted")), OutOfRadius), "not asked for at all"
+    without = Candidates(lambda: models, Gates(capacity=1, timeout_s=1))
+    assert order(without, asked) == [] and isinstance(without.refusal(asked), PaymentsOff)

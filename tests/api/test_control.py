@@ -9,7 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from meshnode.api import control as control_module
 from meshnode.api.inference import Record
 from meshnode.errors import ModelNotFound
-from tests.api.console import TOKEN, Console, console
+from tests.api.console import TERMINAL, TOKEN, Console, console
 from tests.api.fake_llama import FakeLlamaServer, streaming
 from tests.api.raw_http import Connection, ask, request
 from tests.api.running import CHAT, DONE, HELLO, LAST, STREAM, Gateway, served
@@ -81,7 +81,8 @@ async def test_calls_that_change_or_show_more_need_the_token_before_their_body_i
                 reply = await connection.ask(call.path, body, **PAGE, **headers)
                 assert (reply.status, reply.error["code"]) == (403, "forbidden"), call.path
                 assert TOKEN not in reply.error["message"]
-            assert (await connection.ask(call.path, body, x_meshnode_token=TOKEN)).status != 403, call.path
+            both = {"x_meshnode_token": TOKEN, "x_meshnode_terminal": TERMINAL}
+            assert (await connection.ask(call.path, body, **both)).status != 403, call.path
         assert {call.path for call in CALLS if call.method == "POST" and not call.token} == set()
 
 

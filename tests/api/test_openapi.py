@@ -22,6 +22,8 @@ DOCUMENT = json.loads(document())
 CALLS = {(call.method, call.path): call for call in Console().calls()}
 PUBLIC = {f"/api/{name}" for name in ("swarm/pause", "swarm/join", "swarm/leave", "discover", "providers")}
 """Calls that need strangers; /api/radius and /api/audit do without."""
+MONEY = {f"/api/wallet/{name}" for name in ("deposit", "withdraw", "close", "claim", "panic")}
+"""Calls that need a wallet; /api/spending and /api/receipts do without."""
 OPERATIONS = {
     (method.upper(), path): operation
     for path, methods in DOCUMENT["paths"].items()
@@ -56,8 +58,13 @@ def test_every_call_is_in_the_document_and_nothing_else() -> None:
 def test_the_token_is_asked_for_where_the_document_says_so() -> None:
     named = DOCUMENT["components"]["securitySchemes"]["token"]
     assert (named["in"], named["name"]) == ("header", "x-meshnode-token")
+    money = DOCUMENT["components"]["securitySchemes"]["terminal"]
+    assert (money["in"], money["name"]) == ("header", "x-meshnode-terminal")
     told = {key: operation["security"] for key, operation in OPERATIONS.items()}
-    assert told == {key: [{"token": []}] if call.token else [] for key, call in CALLS.items()}
+    assert told == {
+        key: [{"token": [], "terminal": []}] if call.terminal else [{"token": []}] if call.token else []
+        for key, call in CALLS.items()
+    }
 
 
 def test_the_document_holds_together() -> None:
@@ -114,7 +121,9 @@ async def test_bounds_of_queries_and_bodies_are_those_of_the_document() -> None:
 
 def a_value(schema: dict[str, Any]) -> object:
     """A good value for a member."""
-    return True if schema["type"] == "boolean" else schema.get("enum", ["demo"])[0]
+    if schema["type"] == "integer":
+        return schema["minimum"]
+    return True if schema["type"] == "boolean" else schema.get("enum", schema.get("examples", ["demo"]))[0]
 
 
 def values_for(schema: dict[str, Any]) -> Iterator[tuple[object, bool]]:
@@ -122,6 +131,9 @@ def values_for(schema: dict[str, Any]) -> Iterator[tuple[object, bool]]:
     if "enum" in schema:
         yield from ((value, True) for value in schema["enum"])
         yield "neither", False
+    elif "pattern" in schema:
+        yield from ((value, True) for value in schema["examples"])
+        yield "0x", False
     elif schema["type"] == "integer":
         low, high = schema["minimum"], schema["maximum"]
         assert low <= schema.get("default", low) <= high
@@ -228,6 +240,8 @@ def test_the_answers_of_nodes_are_as_the_document_says(start_node: StartNode) ->
     here.ask("/api/pair", {})
     assert here.ask("/api/radius", {"radius": "local"}) == {"radius": "local", "before": "trusted"}
     assert here.ask("/api/audit?limit=1")["records"] == []
+    assert here.ask("/api/spending")["paying"] is False and here.ask("/api/receipts")["receipts"] == []
+    here.ask("/api/wallet/panic", {}, 409)
     here.ask("/api/swarm/leave", {}, 409)
     here.ask("/api/providers?model=demo", status=409)
     here.ask("/api/invite/revoke", {"id": here.ask("/api/invite", {})["id"]})
@@ -249,7 +263,7 @@ def test_the_answers_of_nodes_are_as_the_document_says(start_node: StartNode) ->
     assert here.ask("/api/stop", {"now": True}, 202) == {"stopping": True}
     # What is left needs a model that may be thrown away; the metrics are no JSON.
     left = {"/api/remove", "/api/pull/stop", "/metrics"}
-    assert {path for _, path in set(OPERATIONS) - here.asked} == left | PUBLIC
+    assert {path for _, path in set(OPERATIONS) - here.asked} == left | PUBLIC | MONEY
 
 
 @pytest.mark.engine

@@ -14,12 +14,14 @@ import pytest
 from meshnode.api.answering import Answering
 from meshnode.api.endpoints import ENDPOINTS
 from meshnode.api.gate import Gates
+from meshnode.api.paying import Affording
 from meshnode.api.peer_requests import PeerRequests
 from meshnode.api.radius_control import RadiusControl
 from meshnode.api.reaching import asked_radius, find_reachable, out_of_radius
 from meshnode.api.request import Limits
 from meshnode.api.served import Host, Served, any_ready
 from meshnode.api.upstream import Pipe
+from meshnode.core.prices import Price
 from meshnode.errors import (
     BadRequest,
     EngineCrashed,
@@ -29,6 +31,7 @@ from meshnode.errors import (
     ModelNotFound,
     NoModelServed,
     OutOfRadius,
+    PriceAboveCeiling,
 )
 from tests.api import running
 from tests.api.fake_llama import FakeLlamaServer, Received, Script, plain, raw, streaming
@@ -446,3 +449,66 @@ def _after(change: Callable[[], None]) -> Callable[[Answering], Awaitable[None]]
         await run(answering)
 
     return changed
+
+
+# --- hosts that want to be paid -----------------------------------------------------------------------------------
+
+
+class Ceiling:
+    """Pays up to 10 a million."""
+
+    def refusal(self, price: Price, chain: int, model: str, /) -> MeshnodeError | None:
+        return PriceAboveCeiling(f"{model} costs {price.tokens_out}") if price.tokens_out > 10 else None
+
+
+def selling(name: str, *prices: int, **more: Any) -> Served:
+    hosts = [
+        Host(f"{name}{price}", connect=connect, radius="public", price=Price(0, price), connect_paid=connect)
+        for price in prices
+    ]
+    return Served(name, "ready", hosts=tuple(hosts), **more)
+
+
+def reach(name: object, *models: Served, radius: str = "public") -> Served:
+    return find_reachable(
+        name,
+        models,
+        {},
+        any_ready,
+        endpoint=ENDPOINTS[CHAT],
+        radius=radius,
+        affording=Affording(Ceiling()),  # type: ignore[arg-type]
+    )
+
+
+def test_a_model_has_the_hosts_whose_price_is_paid() -> None:
+    found = reach("demo", selling("demo", 9, 10, 11))
+    assert [host.node for host in found.hosts] == ["demo9", "demo10"]
+
+
+def test_a_model_that_costs_too_much_is_refused_with_the_figure() -> None:
+    with pytest.raises(PriceAboveCeiling, match="demo costs 11"):
+        reach("demo", selling("demo", 12, 11), model("other", "public"))
+    with pytest.raises(PriceAboveCeiling):
+        reach(None, selling("demo", 11))
+    with pytest.raises(PriceAboveCeiling):
+        reach("auto", selling("demo", 11))
+
+
+def test_what_costs_too_much_decides_nothing_as_long_as_something_else_is_found() -> None:
+    assert reach("auto", selling("dear", 11), model("free", "public")).id == "free"
+    assert reach("name", selling("dear", 11, names=("name",)), model("free", "public", names=("name",))).id == "free"
+    with pytest.raises(ModelNotFound):
+        reach("nothing", selling("dear", 11), model("free", "public"))
+
+
+def test_a_request_that_may_not_go_to_strangers_is_told_that_first() -> None:
+    with pytest.raises(OutOfRadius):
+        reach("demo", selling("demo", 11), radius="trusted")
+
+
+def test_a_dear_stranger_within_reach_counts_before_anybody_beyond_it() -> None:
+    far = model("demo", "trusted")
+    assert isinstance(far, Served)
+    with pytest.raises(OutOfRadius):
+        reach("demo", far, radius="local")

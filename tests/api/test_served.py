@@ -4,6 +4,7 @@ import pytest
 
 from meshnode.api.served import Host, Served, find_served
 from meshnode.api.upstream import Pipe
+from meshnode.core.prices import Price
 from meshnode.errors import BadRequest, EngineCrashed, ModelLoading, ModelNotFound, NoModelServed
 
 QWEN = Served("unsloth/Qwen3-4B:Q4_K_M", "ready", names=("qwen3:4b", "qwen3"))
@@ -176,3 +177,18 @@ def test_the_listing_says_how_far_a_request_must_be_allowed_to_go(
     listed = model.as_openai("me")["meshnode"]
     assert isinstance(listed, dict) and listed["radius"] == needed
     assert [entry["radius"] for entry in listed["hosts"]] == [host.radius for host in hosts]
+
+
+def test_what_a_host_wants_is_shown() -> None:
+    selling = Host("a" * 64, radius="public", price=Price(2, 6), chain=84532)
+    shown = Served("demo", "ready", hosts=(selling, Host("b" * 64))).as_openai("me")
+    [one, other] = shown["meshnode"]["hosts"]  # type: ignore[index]
+    assert one["price"] == {"in": 2, "out": 6, "chain": 84532} and "price" not in other
+    assert selling.view().price == Price(2, 6)
+
+
+def test_a_model_with_some_of_its_hosts() -> None:
+    one, other = Host("a"), Host("b", state="loading")
+    model = Served("demo", "ready", hosts=(one, other))
+    assert model.at((one, other)) is model and model.at(()) is None
+    assert model.at((other,)) == replace(model, state="loading", hosts=(other,))

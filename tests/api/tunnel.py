@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from meshnode.api.peer_requests import PeerRequests
 
@@ -21,6 +22,7 @@ class Asked:
     content_type: str = "application/json"
     peer: bytes = b"\xaa" * 32
     request_id: str = "req_1"
+    payment: Any = None
 
 
 @dataclass

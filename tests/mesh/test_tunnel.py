@@ -11,9 +11,13 @@ from meshnode.mesh.tunnel import Answer, TunnelLimits, TunnelReply, TunnelServer
 from meshnode.mesh.tunnel_request import RequestLimits, TunnelRequest
 from meshnode.net.quic import STREAMS_ADVERTISED
 from meshnode.net.stream import MeshStream
-from meshnode.wire.frames import HEADER_BYTES
-from meshnode.wire.registry import LIMIT_STREAMS_A_LINK, Reset
+from meshnode.wire.frames import HEADER_BYTES, FrameReader, encode_frame
+from meshnode.wire.messages import decode_message, encode_message, message_id
+from meshnode.wire.payments import PAID_HEADER, PayAsk, PayHttp
+from meshnode.wire.registry import LIMIT_STREAMS_A_LINK, Reset, StreamType
 from tests.mesh.memory_link import MemoryLink, code_of, memory_links
+from tests.mesh.neighbourhood import PATH as MESH_PATH
+from tests.mesh.neighbourhood import Neighbourhood
 
 pytestmark = pytest.mark.anyio
 LIMITS = TunnelLimits()
@@ -366,3 +370,23 @@ def test_heads() -> None:
         b"HTTP/1.1 200 OK\r\nA: b\r\nconnection: close\r\n\r\n"
     )
     assert head_bytes(599, []).startswith(b"HTTP/1.1 599 Unknown\r\n")
+
+
+async def test_the_header_of_a_stream_says_whether_it_is_paid(town: Neighbourhood) -> None:
+    """Over a real mesh: what is opened with another header reaches whoever answers as a paid request."""
+    one, other = await town.members(2)
+    exchange = await one.send(other)
+    exchange.close()
+    stream = await one.mesh.open_stream(other.id, StreamType.HTTP, PAID_HEADER)
+    ask = PayAsk("req_1", "demo", 5, 84532)
+    request = b"POST %s HTTP/1.1\r\nHost: llama-server\r\nContent-Length: 2\r\n\r\nhi" % MESH_PATH.encode()
+    for message in (ask, PayHttp(request)):
+        stream.write(encode_frame(message_id(message), encode_message(message)))
+    frames = FrameReader()
+    answer = b""
+    while data := await stream.read(1 << 16):
+        answer += b"".join(decode_message(number, body).data for number, body in frames.feed(data))
+    stream.abort()
+    assert answer.endswith(b"\r\n\r\n" + other.name.encode() + b":hi")
+    free, paid = other.requests
+    assert free.payment is None and paid.payment is not None and paid.payment.ask == ask
