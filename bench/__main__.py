@@ -18,7 +18,7 @@ from bench.machine import ROOT
 
 NAMES = (
     *("startup", "console", "gateway", "transport", "relay", "traversal", "mesh", "split", "swarm", "verify"),
-    "compare_litellm",
+    *("vouchers", "paid_stream", "compare_litellm"),
 )
 
 

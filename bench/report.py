@@ -20,7 +20,7 @@ README = Path(__file__).resolve().parent / "README.md"
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 ORDER = (
     *("gateway", "mesh", "split", "swarm", "verify", "transport", "relay", "traversal", "membership", "dht", "litellm"),
-    *("startup", "console"),
+    *("paid_stream", "vouchers", "startup", "console"),
 )
 MARKS = {True: "yes", False: "**no**", None: ""}
 

@@ -49,6 +49,8 @@ async def test_who_has_no_key_is_told_what_this_very_request_costs(node: Node) -
     most_in = int(extra["meshnode"]["mostTokensIn"])
     assert asked["amount"] == str(charge(PRICE, most_in, 100)) and extra["meshnode"]["mostTokensOut"] == "100"
     assert said["resource"]["url"] == f"http://localhost{CHAT}"
+    most = await node.price_of({**SHORT, "max_tokens": 5000})
+    assert most["extra"]["meshnode"]["mostTokensOut"] == str(LONGEST), "no stranger gets more"
     longer = await node.price_of(HELLO)
     assert int(longer["amount"]) == charge(PRICE, most_in - len(', "max_tokens": 100'), LONGEST)
 
@@ -72,6 +74,9 @@ async def test_a_key_passes_and_a_wrong_one_is_refused_as_ever(node: Node) -> No
         reply = await node.ask(**wrong)
         assert reply.status == 401 and "payment-required" not in reply.headers
     assert (await node.ask(authorization="Bearer x402")).status == 402, "what SDKs send that must send something"
+    payment = x402.header(Payer().payment(await node.price_of(SHORT), cumulative=1))
+    reply = await node.ask(SHORT, authorization="Bearer nonsense", payment_signature=payment)
+    assert reply.status == 402, "who pays needs no key"
 
 
 @pytest.mark.parametrize("path", ["/v1/models", "/v1/embeddings", "/v1/messages", "/v1/rerank", "/anything"])
@@ -80,6 +85,7 @@ async def test_everything_else_is_for_those_with_a_key(node: Node, path: str) ->
     for body in (None, HELLO):
         reply = await node.ask(body, path, payment_signature=payment)
         assert reply.status == 401, reply
+    assert (await node.ask(None, CHAT, payment_signature=payment)).status == 401, "by GET"
     assert (await node.ask(host="evil.example")).status == 403
 
 

@@ -39,6 +39,7 @@ SELLS = ("--model", "demo", "--publish", "--price-in", "20", "--price-out", "60"
 FOUND_S, SETTLED_S, NO_VOUCHER_S = 30.0, 60.0, 60.0
 PRICE = Price(20_000_000, 60_000_000)
 MOST_PROMPT_TOKENS = 64
+FIVE_MICROS = charge(PRICE, 17, 10)
 DIES_AT = 60
 DAY_S = 86_400
 
@@ -106,6 +107,12 @@ def charged_micros(seller: Home, payer: Home) -> int:
 def channel_of(payer: Home) -> dict[str, object]:
     (found,) = payer.spending()["channels"]
     return dict(found)
+
+
+def five(payer: Home) -> None:
+    """A short answer, for which is paid what it costs."""
+    answer = payer.count_to(5)
+    assert (answer.fault(), answer.cost_micros) == ("", FIVE_MICROS)
 
 
 def refused(payer: Home) -> Unanswered:
@@ -180,7 +187,7 @@ def test_no_pay_stops_a_run_of_the_node(world: World, seller: Home, new_payer: N
 
 def test_two_nodes_with_one_wallet(world: World, new_payer: NewPayer) -> None:
     payer = new_payer()
-    assert payer.count_to(5).fault() == ""
+    five(payer)
     other = world.home(
         f"{payer.name}-other", **{k: v for k, v in payer.environment.items() if k not in world.environment}
     )
@@ -190,7 +197,7 @@ def test_two_nodes_with_one_wallet(world: World, new_payer: NewPayer) -> None:
     try:
         assert refused(other).code == "wallet_in_use"
         assert "wallet" in other.spending()["why_not"]
-        assert payer.count_to(5).fault() == "", "the first one goes on"
+        five(payer)  # the first one goes on
     finally:
         other.stop()
 
@@ -215,7 +222,7 @@ def test_panic_takes_everything_back(world: World, seller: Home, new_payer: NewP
 
 def test_a_payer_that_dies_pays_for_what_came(seller: Home, new_payer: NewPayer) -> None:
     payer = new_payer()
-    assert payer.count_to(5).fault() == ""
+    five(payer)
     first = charged_micros(seller, payer)
 
     def watch(answer: Paid) -> None:
@@ -233,18 +240,19 @@ def test_a_payer_that_dies_pays_for_what_came(seller: Home, new_payer: NewPayer)
     came = charged_micros(seller, payer) - first
     assert charge(PRICE, 0, DIES_AT) <= came <= signed - first
     assert came <= charge(PRICE, MOST_PROMPT_TOKENS, DIES_AT + 2 * MOST_AHEAD_TOKENS)
-    assert payer.count_to(5).fault() == "" and payer.count_to(5).fault() == ""
+    five(payer)
+    five(payer)
     channel = channel_of(payer)
     assert charged_micros(seller, payer) == channel["charged_micros"] <= channel["signed_micros"]
 
 
 def test_while_the_chain_is_away_what_is_open_goes_on(world: World, seller: Home, new_payer: NewPayer) -> None:
     payer = new_payer()
-    assert payer.count_to(5).fault() == ""
+    five(payer)
     world.chain.pause()
     try:
-        assert payer.count_to(5).fault() == ""
-        assert payer.count_to(5).cost_micros
+        five(payer)
+        five(payer)
     finally:
         world.chain.resume()
 
@@ -265,7 +273,7 @@ def test_a_provider_without_a_chain_starts_and_serves_what_is_free(world: World,
 def test_what_is_secret_about_money_is_told_nowhere(world: World, seller: Home, new_payer: NewPayer) -> None:
     endpoint = f"{world.chain.url}/?key={RPC_SECRET}"
     payer = new_payer(MESHNODE_LOG_LEVEL="debug", MESHNODE_RPC=endpoint)
-    assert payer.count_to(5).fault() == ""
+    five(payer)
     wallet = payer.folder / "wallet"
     secrets = {
         "password": PASSWORD,
