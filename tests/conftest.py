@@ -25,8 +25,8 @@ from meshnode.engine.provision import ensure
 from tests.loopback import LOOPBACK_ONLY
 
 START_LIMIT_S = 60
-ONE_AFTER_ANOTHER = "e2e console lab bench"
-"""Folders of tests that start programs and look at the clock."""
+ONE_AFTER_ANOTHER = ("e2e lab bench", "console")
+"""Folders of tests that start programs and look at the clock: those of one text on one worker."""
 
 
 DEEPEST = sys.getrecursionlimit()
@@ -48,7 +48,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             folder, _, _ = nodeid.removeprefix("tests/").partition("/")
-            return ONE_AFTER_ANOTHER if folder in ONE_AFTER_ANOTHER.split() else nodeid.partition("::")[0]
+            together = next((names for names in ONE_AFTER_ANOTHER if folder in names.split()), "")
+            return together or nodeid.partition("::")[0]
 
     return ByFile(config, log)
 

@@ -215,8 +215,8 @@ class Story:
         self.same("left in the contract", self.world.has_micros(self.world.contracts.hub), 0)
 
     def journals(self) -> None:
-        """All nodes end. The client and the providers have the same receipts, and all that stands in the journal of a
-        provider is what the chain has paid.
+        """All nodes end. The client and the providers have the same receipts, and all that stands in the journal and in
+        the audit log of a provider is what the chain has paid.
         """
         for home in self._homes():
             home.stop()
@@ -227,6 +227,9 @@ class Story:
             self.same(f"receipts of {seller.home.name}", theirs, [each for each in ours if each[1] == node])
             ((charged,),) = seller.home.journal("SELECT sum(charged_micros) FROM requests")
             self.same(f"paid to {seller.home.name}", self.world.has_micros(seller.receiver), charged)
+            records = seller.home.read("audit", "show", "-n", "100")["records"]
+            told = sum(record["cost_micros"] for record in records if record["kind"] == "earned")
+            self.same(f"what the audit log of {seller.home.name} has", told, charged)
             self.tell(f"{seller.home.name}: {len(theirs)} receipts, {usd(charged)} on the chain")
 
     STEPS: tuple[Callable[[Story], None], ...] = (

@@ -76,7 +76,8 @@ def _tell(found: Verified) -> None:
         write_line(f"{finding.file}, line {finding.line}: {finding.text}")
     if found.findings:
         return
-    write_line(f"{found.records} records in {len(found.files)} files, none changed, removed or moved")
+    records, files = _count(found.records, "record"), _count(len(found.files), "file")
+    write_line(f"{records} in {files}, none changed, removed or moved")
     if found.records:
         write_line(f"the last one is number {found.head.count - 1}, with the hash {found.head.digest}")
         say("keep that hash elsewhere, for `meshnode audit verify --hash`: a log that is written anew does not have it")
@@ -93,3 +94,7 @@ def export(kind: str, after: int) -> None:
     for record in records(find_places().home):
         if record["n"] > after and kind in ("", record["kind"]):
             click.echo(json.dumps(record))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"

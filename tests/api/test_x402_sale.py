@@ -153,7 +153,7 @@ async def test_events_go_on_and_the_first_one_is_announced() -> None:
         ([b"<html>"], {"message": "the engine gave no reason"}),
         ([b'{"error":5}'], {"message": "the engine gave no reason"}),
         ([b"[1]"], {"message": "the engine gave no reason"}),
-        ([b" " * 70_000, b" " * 70_000], {"message": "the engine gave no reason"}),
+        ([b'{"error":{"message":"' + b"x" * 70_000, b'x"}}'], {"message": "the engine gave no reason"}),
     ],
 )
 async def test_a_refusal_is_kept(words: list[bytes], error: dict[str, str]) -> None:

@@ -72,7 +72,7 @@ def test_nothing_recorded_is_said_and_no_error(tmp_path: Path) -> None:
 def test_a_whole_log_gives_its_last_hash_to_keep(home: Path) -> None:
     found = run(home, "verify")
     digest = json.loads((home / "audit.head").read_bytes())["digest"]
-    assert found.exit_code == 0 and "3 records in 1 files" in found.stdout
+    assert found.exit_code == 0 and "3 records in 1 file, " in found.stdout
     assert f"number 2, with the hash {digest}" in found.stdout
     assert run(home, "verify", "--hash", f" {digest.upper()} ").exit_code == 0
     facts = json.loads(run(home, "verify", "--json").stdout)
