@@ -24,7 +24,6 @@ from meshnode.api.access import Access
 from meshnode.api.aggregate import StreamFailed
 from meshnode.api.answer import Answer, CallerLeft, Send
 from meshnode.api.app import ASGIApp
-from meshnode.api.attempt import HostFailed
 from meshnode.api.body import LARGE_BODY_BYTES, parse_object
 from meshnode.api.delivery import Collecting, Passing
 from meshnode.api.dialects import dialect_of, error_body, error_headers, foreign_error_body
@@ -281,8 +280,6 @@ class X402Door:
         """Have a request answered; what went wrong with it."""
         try:
             await self._strangers(request, reply)
-        except HostFailed as reason:
-            return reason.error
         except StreamFailed as reason:
             return Refusal(reason.status, reason.error)
         except TimeoutError:

@@ -126,6 +126,7 @@ def refused(payer: Home) -> Unanswered:
 # --- the story ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(300)
 def test_found_too_dear_paid_killed_resumed_and_settled(engine_bin: Path, tmp_path: Path) -> None:
     lines: list[str] = []
     with play_world(tmp_path / "story", lines.append) as world:
