@@ -26,7 +26,7 @@ from meshnode.errors import GasCapReached, MeshnodeError, NoChannel
 from meshnode.settlement import keys, preflight
 from meshnode.settlement.addresses import shown
 from meshnode.settlement.chain import Bounds, Chain, ChannelBook
-from meshnode.settlement.contracts import Authorization, Standing
+from meshnode.settlement.contracts import Authorization, Standing, typed
 from meshnode.settlement.depositing import AskOpen, AskRefund, Depositor
 from meshnode.settlement.fees import dollars
 from meshnode.settlement.keys import VoucherKey
@@ -36,6 +36,7 @@ from meshnode.settlement.rpc import RpcPair
 from meshnode.settlement.store_channels import Channel
 from meshnode.settlement.store_spent import day_of, month_of
 from meshnode.settlement.transactions import Kind, Transaction, TransactionStore
+from meshnode.settlement.typed_data import channel_id
 from meshnode.telemetry import LOG
 from meshnode.wire.payments import ChannelConfig, PayOpen, PayRefund
 
@@ -277,14 +278,21 @@ class Settling:
     async def sponsor(self, asked: PayOpen, node: bytes) -> bytes:
         """Send a peer's deposit. See Collector.sponsor."""
         digest = await (await self._parts()).collector.sponsor(asked, node)
-        self.wake()
+        channel = channel_id(typed(asked.channel), self._network.chain, self._network.hub)
+        self._sent_for(node, "deposit", digest, channel)
         return digest
 
     async def refund(self, asked: PayRefund, node: bytes) -> bytes:
         """Give a payer back what it does not owe. See Collector.refund."""
         digest = await (await self._parts()).collector.refund(asked, node)
-        self.wake()
+        self._sent_for(node, "refund", digest, asked.channel)
         return digest
+
+    def _sent_for(self, node: bytes, purpose: str, digest: bytes, channel: bytes) -> None:
+        """What was sent at the wish of a peer is told at once; what it cost, when it has come to its end."""
+        facts = {"node": node.hex(), "transaction": digest.hex(), "channel": channel.hex()}
+        self._record("transaction", purpose=purpose, outcome="submitted", **facts)
+        self.wake()
 
     async def look_at(self, channel_id: bytes) -> Standing:
         """What the chain says of a channel of the book now; the book is told. Raises NoChannel."""

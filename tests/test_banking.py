@@ -84,6 +84,9 @@ async def test_a_payer_without_ether_has_its_deposit_sent_by_the_provider(
         assert any(isinstance(question, PayOpen) for question in bank.wire.asked)
         (channel,) = await channels(payer)
         assert channel.usable_micros == HALF
+        sent = [facts for kind, facts in seller.records if kind == "transaction"]
+        assert [(each["purpose"], each["outcome"]) for each in sent][:1] == [("deposit", "submitted")]
+        assert sent[0]["node"] == payer.node.hex() and sent[0]["channel"] == channel.id.hex()
 
 
 async def test_a_deposit_that_was_signed_stays_counted_until_it_is_over(
