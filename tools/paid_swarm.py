@@ -22,11 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from meshnode.config import find_places
 from meshnode.core.prices import Price, charge
 from meshnode.core.windows import MOST_AHEAD_TOKENS
+from meshnode.engine.provision import ensure
 from meshnode.policies import usd
 from tests.e2e.meshes import hosts_of
 from tests.e2e.paying import ETHER, WRONG, Home, Paid, Unanswered, World, fresh_address, play_world
+from tools import install_evm
 
 PRICE = Price(20_000_000, 60_000_000)
 """Of the first provider; the second asks for more."""
@@ -109,6 +112,7 @@ class Story:
         """`meshnode --auto` finds it. Money in the wallet allows nothing yet."""
         self.client.start("--client", "--auto")
         self.eventually(lambda: hosts_of(self.client.running).get("demo") == 1, "the provider is found", FOUND_S)
+        self.eventually(lambda: "$20 in, $60 out" in self.client.run("discover"), "the price is shown", FOUND_S)
         self._refused("payments_off")
 
     def too_dear(self) -> None:
@@ -132,7 +136,7 @@ class Story:
         self.same("the cost", answer.cost_micros, charge(PRICE, self._newest("tokens_in"), self._newest("tokens_out")))
         kinds = [each["purpose"] for each in self.sellers[0].home.spending()["transactions"]]
         self.same("what the provider has sent to the chain", kinds, ["deposit"])
-        self.same("ether of the client", self.world.contracts.web3.eth.get_balance(self.voucher), 0)
+        self.same("ether of the client", self.world.has_wei(self.voucher), 0)
 
     def second_provider(self) -> None:
         """Another stranger. Its channel is opened by hand, and the client pays the fee."""
@@ -147,7 +151,7 @@ class Story:
         self.client.run("wallet", "deposit", second.node, "0.50", *password)
         self.eventually(lambda: self._channel(second)["state"] == "open", "the deposit is in a block", SETTLED_S)
         self.same("the channel", self._channel(second)["balance_micros"], 500_000)
-        self.check(self.world.contracts.web3.eth.get_balance(self.voucher) < ETHER, "the client paid the fee")
+        self.check(self.world.has_wei(self.voucher) < ETHER, "the client paid the fee")
 
     def killed_in_the_middle(self) -> None:
         """The node that answers dies with `kill -9`; the answer goes on at the other one, and nobody sees it."""
@@ -338,6 +342,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.paid_swarm", description=__doc__.split("\n", 1)[0])
     parser.add_argument("--folder", type=Path, help="where the homes are kept (a temporary one if left out)")
     given = parser.parse_args()
+    if install_evm.anvil() is None:
+        parser.error("there is no anvil here: python tools/install_evm.py")
+    ensure(find_places().cache)
     with tempfile.TemporaryDirectory(prefix="paid-swarm-") as temporary:
         folder = given.folder or Path(temporary)
         try:

@@ -104,12 +104,13 @@ def seen_on_chain(db: sqlite3.Connection, channel: bytes, facts: OnChain) -> Cha
     """Keep what the chain says, the last word in the order of the calls: clocks go back. The channel as it is now, if
     it is known.
 
-    What the usable balance has grown by is no longer on its way.
+    What the usable balance has grown by is no longer on its way. One that was closed is not opened by a look that began
+    before that: `add_channel` opens it.
     """
     db.execute(
         "UPDATE channels SET depositing_micros = max(0, depositing_micros - max(0, ?2 - usable_micros)), "
-        "balance_micros = ?1, usable_micros = ?2, claimed_micros = ?3, state = ?4, checked_at = ?5, "
-        "withdrawable_at = ?6 WHERE id = ?7",
+        "balance_micros = ?1, usable_micros = ?2, claimed_micros = ?3, checked_at = ?5, withdrawable_at = ?6, "
+        "state = CASE WHEN state = 'closed' AND ?4 = 'opening' THEN 'closed' ELSE ?4 END WHERE id = ?7",
         (
             *(facts.balance_micros, facts.usable_micros, facts.claimed_micros, facts.state),
             *(facts.at, facts.withdrawable_at, channel),

@@ -29,11 +29,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from eth_utils import to_checksum_address
 
 from bench.counting import RESUMED, Heard, question
 from tests.conftest import NodeProcess
 from tests.e2e.nostr import relay_in_a_thread
 from tests.lab.evm import Anvil, Deployment, deployed
+from tests.loopback import LOOPBACK_ONLY
 from tools.play_chain import CHAIN_ID, NAME, make_cheap, network_of
 
 PASSWORD = "a password of play money"
@@ -95,7 +97,7 @@ class Home:
     def variables(self) -> dict[str, str]:
         """All of the environment, for programs that are not nodes."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MESHNODE_")}
-        return {**kept, **self.environment, "MESHNODE_HOME": str(self.folder)}
+        return {**kept, **LOOPBACK_ONLY, **self.environment, "MESHNODE_HOME": str(self.folder)}
 
     # --- commands -------------------------------------------------------------------------------------------
 
@@ -117,7 +119,7 @@ class Home:
 
     def read(self, *arguments: str, **environment: str) -> Any:
         """The object that `meshnode ARGUMENTS --json` prints."""
-        return json.loads(self.run(*arguments, "--json", **environment))
+        return json.loads(self.run(*arguments, "--json", exit_code=0, stdin="", **environment))
 
     def at_terminal(self, *arguments: str, answers: Mapping[str, str], exit_code: int = 0) -> str:
         """`meshnode ARGUMENTS` by a person: each answer is typed when its question stands there. All that was shown."""
@@ -236,6 +238,10 @@ class World:
     def has_micros(self, address: str) -> int:
         """What the chain says that an address has."""
         return self.contracts.balance(address)
+
+    def has_wei(self, address: str) -> int:
+        """Its coins for fees."""
+        return int(self.contracts.web3.eth.get_balance(to_checksum_address(address)))
 
     def close(self) -> None:
         """End all nodes, also those of a story that went wrong."""

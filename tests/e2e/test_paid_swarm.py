@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from web3.exceptions import Web3Exception
 
 from meshnode.core.prices import Price, charge
 from meshnode.core.windows import MOST_AHEAD_TOKENS
@@ -185,6 +186,8 @@ def test_no_pay_stops_a_run_of_the_node(world: World, seller: Home, new_payer: N
     assert "MESHNODE_NO_PAY" in payer.run(*deposit, exit_code=8, MESHNODE_NO_PAY="1")
     # A command without it reaches the same node, which still pays nobody.
     payer.run(*deposit, exit_code=8)
+    channels = [(each["state"], each["balance_micros"], each["signed_micros"]) for each in payer.spending()["channels"]]
+    assert set(channels) <= {("closed", 0, 0)}
     assert payer.spending()["locked_micros"] == 0 and funds_micros(world, payer) == 5 * DOLLAR
 
 
@@ -203,6 +206,16 @@ def test_two_nodes_with_one_wallet(world: World, new_payer: NewPayer) -> None:
         five(payer)  # the first one goes on
     finally:
         other.stop()
+
+
+def test_a_dry_run_gives_nothing_away(world: World, seller: Home, new_payer: NewPayer) -> None:
+    payer = new_payer()
+    deposit = ("wallet", "deposit", seller.id, "0.50", "--password-file", str(world.password_file))
+    (planned,) = payer.read(*deposit, "--dry-run")["transactions"]
+    sender = world.contracts.web3.eth.accounts[0]
+    with pytest.raises(Web3Exception, match="invalid signature"):
+        world.contracts.web3.eth.call({"from": sender, "to": planned["to"], "data": planned["calldata"]})
+    assert payer.spending()["channels"] == [] and funds_micros(world, payer) == 5 * DOLLAR
 
 
 # --- when something goes wrong --------------------------------------------------------------------------------

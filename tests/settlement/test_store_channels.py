@@ -77,6 +77,13 @@ def test_the_last_word_of_the_chain_counts_whatever_the_clock_says(db: sqlite3.C
     assert seen_on_chain(db, bytes(32), OnChain(1, 1, 1, "open", at=9.0)) is None
 
 
+def test_a_look_that_began_before_opens_no_closed_channel(db: sqlite3.Connection) -> None:
+    channel = channel_line(db)
+    for state, kept in (("closed", "closed"), ("opening", "closed"), ("open", "open")):
+        seen = seen_on_chain(db, channel, OnChain(0, 0, 0, state, at=1.0))  # type: ignore[arg-type]
+        assert seen is not None and seen.state == kept
+
+
 def test_a_signed_amount_only_rises(db: sqlite3.Connection) -> None:
     channel = channel_line(db)
     store_channels.signed(db, channel, 10, SIGNATURE)
