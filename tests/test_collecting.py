@@ -334,6 +334,7 @@ async def test_the_delay_of_a_day_is_kept_by_the_hub(stage: Stage) -> None:
     channel = await stage.opened(payer, provider, HALF)
     await stage.earned(payer, provider, channel, 200_000)
     await payer.settling.withdraw(channel)
+    stage.anvil.mine(1)  # it is announced before the time is moved on
     stage.anvil.travel(DAY_S - 60)
     stage.anvil.mine(1)
     provider.monotonic.now += 1000

@@ -78,6 +78,7 @@ async def test_it_hands_the_control_api_what_that_knows(stage: Stage) -> None:
         "stop",
         "token",
         "mesh",
+        "spending",
         "public",
         "radius",
         "requests",

@@ -169,7 +169,7 @@ def test_a_fault_of_one_view_leaves_the_others_alone(open_console, demo_server) 
     page.evaluate(PUT, {"mesh": {"name": "x", "peers": 5}})
     page.get_by_text("This view cannot be shown").wait_for()
     page.get_by_role("link", name="Spending").click()
-    page.get_by_text("This version gives and takes answers for free.").wait_for()
+    page.get_by_role("heading", name="Spending", exact=True).first.wait_for()
 
 
 def test_a_view_that_cannot_be_fetched_says_so(open_console, demo_server) -> None:

@@ -67,7 +67,7 @@ def test_the_log_stands_still_when_told(open_console, demo_server) -> None:
     with page.expect_request("**/api/logs?*"):
         page.clock.fast_forward(3000)
     with page.expect_request("**/api/logs?*"):
-        page.get_by_text("Follow").click()  # it looks once more, and then no more
+        page.get_by_text("Follow", exact=True).click()  # it looks once more, and then no more
     seen = len(looks)
     page.clock.fast_forward(60_000)
     page.evaluate("fetch('api/status').then((answer) => answer.text())")
