@@ -193,18 +193,31 @@ def _short_text(value: object) -> str:
     return text
 
 
+def _show(value: object) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(value) or "-"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name}={target}" for name, target in value.items()) or "-"
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def _setting(
-    default: Any, parse: Callable[[object], Any], help: str, *, secret: bool = False, flag: bool = True
+    default: Any,
+    parse: Callable[[object], Any],
+    help: str,
+    *,
+    secret: bool = False,
+    flag: bool = True,
+    show: Callable[[Any], str] | None = None,
 ) -> Any:
-    """`secret` values are never shown; without `flag` there is no option for it on the command line."""
-    return field(default=default, metadata={"parse": parse, "help": help, "secret": secret, "flag": flag})
+    """`secret` values are never shown, others by `show`; without `flag` there is no option on the command line."""
+    metadata = {"parse": parse, "help": help, "secret": secret, "flag": flag, "show": show or _show}
+    return field(default=default, metadata=metadata)
 
 
 def _dollars(default: int, help: str, *, flag: bool = True) -> Any:
     """A setting in millionths of a dollar that people read and write in dollars."""
-    setting = _setting(default, _micros, help, flag=flag)
-    setting.metadata = MappingProxyType({**setting.metadata, "show": _usd})
-    return setting
+    return _setting(default, _micros, help, flag=flag, show=_usd)
 
 
 def _usd(micros: int) -> str:
@@ -213,7 +226,8 @@ def _usd(micros: int) -> str:
 
 def _table(help: str) -> Any:
     """A setting that is a table of names: only the file and the environment can give it."""
-    return field(default_factory=dict, metadata={"parse": _pairs, "help": help, "secret": False, "flag": False})
+    metadata = {"parse": _pairs, "help": help, "secret": False, "flag": False, "show": _show}
+    return field(default_factory=dict, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,8 +371,7 @@ class Settings:
         rows = []
         for item in setting_fields():
             value = getattr(self, item.name)
-            show = item.metadata.get("show", _show)
-            shown = "(set)" if item.metadata["secret"] and value else show(value)
+            shown = "(set)" if item.metadata["secret"] and value else item.metadata["show"](value)
             rows.append((item.name, shown, self.sources.get(item.name, "built-in"), item.metadata["help"]))
         return rows
 
@@ -377,14 +390,6 @@ def settings_facts(settings: Settings, places: Places) -> dict[str, Any]:
 def setting_fields() -> list[dataclasses.Field[Any]]:
     """The fields of Settings that a person can set, in the order of their declaration."""
     return [item for item in dataclasses.fields(Settings) if "parse" in item.metadata]
-
-
-def _show(value: object) -> str:
-    if isinstance(value, tuple):
-        return ", ".join(value) or "-"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{name}={target}" for name, target in value.items()) or "-"
-    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 @dataclass(frozen=True, slots=True)
