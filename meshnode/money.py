@@ -151,14 +151,19 @@ class Money(Till):
         await self._store.start()
         await self.purse.start()
         self._events.start()
-        if self._store.trouble is not None:
-            self._its.tell("money", f"{self._store.trouble.message}; {self._store.trouble.fix}")
+        open_channels = False
         try:
-            has_channels = any(channel.state != "closed" for channel in await self._book.channels())
-            if self._its.settings.sells or has_channels:
-                await self._chain()
+            open_channels = any(channel.state != "closed" for channel in await self._book.channels())
         except MeshnodeError as reason:
-            self._its.tell("money", f"{reason.message}. {reason.fix}".removesuffix(". "))
+            self._tell(reason)
+        if self._its.settings.sells or open_channels:
+            try:
+                await self._chain()
+            except MeshnodeError as reason:
+                self._tell(reason)
+
+    def _tell(self, reason: MeshnodeError) -> None:
+        self._its.tell("money", f"{reason.message}. {reason.fix}".removesuffix(". "))
 
     async def stop(self) -> None:
         """Claim what is worth it, and close the journal."""
