@@ -13,7 +13,6 @@ from meshnode.cli.render import command_errors, emit, human_bytes, printable, sa
 from meshnode.config import find_places, setting_fields
 
 MOST_MODELS_SHOWN = 3
-MICROS = 1_000_000
 _amount = next(item.metadata["parse"] for item in setting_fields() if item.name == "max_vram")
 
 
@@ -92,16 +91,14 @@ def _row(mesh: dict[str, Any]) -> list[str]:
 
 def _price(models: list[dict[str, Any]]) -> str:
     """Of the cheapest model that has a price, in dollars for a million tokens; what is listed binds nobody."""
+    from meshnode.policies import usd
+
     prices = [(model["price_in"], model["price_out"]) for model in models]
     if not any(map(any, prices)):
         return "free"
     low_in, low_out = min(price for price in prices if any(price))
     some = "" if all(map(any, prices)) else ", some free"
-    return f"${_usd(low_in)} in, ${_usd(low_out)} out{some}"
-
-
-def _usd(micros: int) -> str:
-    return f"{micros / MICROS:.6f}".rstrip("0").rstrip(".")
+    return f"{usd(low_in)} in, {usd(low_out)} out{some}"
 
 
 def _names(names: list[str]) -> str:

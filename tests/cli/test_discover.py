@@ -130,8 +130,8 @@ def test_words_of_strangers_cannot_steer_the_terminal(capsys: pytest.CaptureFixt
     ("prices", "shown"),
     [
         ([(0, 0)], "free"),
-        ([(200_000, 600_000)], "$0.2 in, $0.6 out"),
-        ([(200_000, 600_000), (0, 0), (1, 0)], "$0.000001 in, $0 out, some free"),
+        ([(200_000, 600_000)], "$0.20 in, $0.60 out"),
+        ([(200_000, 600_000), (0, 0), (1, 0)], "$0.000001 in, $0.00 out, some free"),
         ([], "free"),
     ],
 )
