@@ -340,12 +340,13 @@ async def test_callers_of_a_gateway_do_not_notice_a_liar(
     victim: Victim, tmp_path: Path, start_node: StartNode, behave: Callable[[MeshStream], None], content_hash: bytes
 ) -> None:
     """It claims to be the fastest host of the demo, and answers nothing that it is asked: the honest host answers."""
+    # It is there before the liar: who answers no probe is told of for some seconds only.
+    gateway = await asyncio.to_thread(start_node, "--client", "--join", victim.token, environment=SMALL)
     async with rogue(tmp_path) as peer:
         peer.on_stream = behave
         await enter_table(peer, victim)
         lie = Dynamic((), (boast("demo", content_hash),))
         peer.say(Statements((peer.statement(lie, incarnation=INCARNATION).signed,)))
-        gateway = await asyncio.to_thread(start_node, "--client", "--join", victim.token, environment=SMALL)
         await until(lambda: hosts_of(gateway).get("demo") == 2, within_s=10)
         for _ in range(6):
             await asyncio.to_thread(answers_whole, gateway)
