@@ -57,7 +57,8 @@ def discover(ctx: click.Context, models: tuple[str, ...], region: str, min_vram:
 def show_discovery(facts: dict[str, Any]) -> None:
     """The facts for people: meshes on stdout; relays, and what they sent that does not hold, on stderr."""
     for relay in facts["relays"]:
-        listings = f"{relay['count']} listings" if relay["count"] else ""
+        count = relay["count"]
+        listings = f"{count} listing{'' if count == 1 else 's'}" if count else ""
         told = ", ".join(text for text in (relay["state"], listings, relay["text"]) if text)
         say(f"{relay['url']}: {printable(told, 160)} ({relay['elapsed_s'] * 1e3:.0f} ms)")
     if facts["drops"]:

@@ -114,8 +114,11 @@ def address(as_json: bool) -> None:
         raise NoWallet(f"home {here.folder.parent}")
     if as_json:
         return emit({"address": found, "voucher": voucher})
-    if found is not None:
-        write_line(found)
+    if found is None:
+        # A node that only earns: this key signs, pays the fees, and is paid unless --receiver says otherwise.
+        write_line(str(voucher))
+        return say("there are no funds here: this is the key that signs and pays fees; it is paid what the node earns")
+    write_line(found)
     say(f"vouchers are signed by {voucher}" if voucher else "no key signs vouchers here: meshnode wallet import anew")
 
 
