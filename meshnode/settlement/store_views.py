@@ -104,12 +104,19 @@ def _by_provider(db: sqlite3.Connection) -> list[dict[str, Any]]:
 
 
 def _earning(db: sqlite3.Connection) -> dict[str, int]:
-    """All that others have vouched for to this node, and how much of it is claimed."""
+    """All that others have vouched for to this node, how much of it is claimed, and what was earned beyond that: what
+    was vouched ahead of an answer is not earned.
+    """
     receiver: Role = "receiver"
     found = channels(db, receiver)
     return {
         "vouched_micros": sum(channel.signed_micros for channel in found),
         "claimed_micros": sum(channel.claimed_micros for channel in found),
-        "unclaimed_micros": sum(channel.unclaimed_micros for channel in found),
+        "unclaimed_micros": sum(_unclaimed_micros(channel) for channel in found),
         "channels": len(found),
     }
+
+
+def _unclaimed_micros(channel: Channel) -> int:
+    earned = min(channel.charged_micros, channel.signed_micros, channel.balance_micros)
+    return max(0, earned - channel.claimed_micros)

@@ -43,7 +43,7 @@ def test_an_empty_journal(db: sqlite3.Connection) -> None:
 def test_what_was_paid_and_earned(db: sqlite3.Connection) -> None:
     dear, cheap = channel_line(db, 1), channel_line(db, 2)
     again = channel_line(db, 3, node=bytes([1]) * 32)
-    earns = channel_line(db, 4, role="receiver", signed_micros=90, claimed_micros=30)
+    earns = channel_line(db, 4, role="receiver", signed_micros=90, charged_micros=70, claimed_micros=30)
     spent(db, "1970-01-02", dear, 40)
     spent(db, "1970-01-02", cheap, 5)
     spent(db, "1970-01-03", again, 2)
@@ -62,7 +62,7 @@ def test_what_was_paid_and_earned(db: sqlite3.Connection) -> None:
         {"node": "01" * 32, "spent_micros": 42, "requests": 3, "tokens_out": 12},
         {"node": "02" * 32, "spent_micros": 5, "requests": 0, "tokens_out": 0},
     ]
-    assert facts["earning"] == {"vouched_micros": 90, "claimed_micros": 30, "unclaimed_micros": 60, "channels": 1}
+    assert facts["earning"] == {"vouched_micros": 90, "claimed_micros": 30, "unclaimed_micros": 40, "channels": 1}
     assert [item["request"] for item in facts["receipts"]] == ["d", "c", "b", "a"]
     assert facts["receipts"][0]["role"] == "receiver" and facts["receipts"][1]["node"] == "01" * 32
     channel = facts["channels"][0]
