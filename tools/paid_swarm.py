@@ -112,7 +112,7 @@ class Story:
         """`meshnode --auto` finds it. Money in the wallet allows nothing yet."""
         self.client.start("--client", "--auto")
         self.eventually(lambda: hosts_of(self.client.running).get("demo") == 1, "the provider is found", FOUND_S)
-        self.eventually(lambda: "$20 in, $60 out" in self.client.run("discover"), "the price is shown", FOUND_S)
+        self.eventually(lambda: "$20.00 in, $60.00 out" in self.client.run("discover"), "the price is shown", FOUND_S)
         self._refused("payments_off")
 
     def too_dear(self) -> None:
