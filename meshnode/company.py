@@ -150,10 +150,12 @@ class Company:
 
     async def stop(self, *, now: bool) -> None:
         """Say goodbye to everybody."""
-        await asyncio.gather(self._strangers.stop(now=now), self._meshing.stop(now=now))
-        if self._money is not None:
-            await self._money.stop()
-        await self._strangers.close()
+        try:
+            await asyncio.gather(self._strangers.stop(now=now), self._meshing.stop(now=now))
+        finally:  # whatever fails to part, the journal is closed and the audit log has its end
+            if self._money is not None:
+                await self._money.stop()
+            await self._strangers.close()
 
     async def close(self) -> None:
         """Give back what was held for others."""

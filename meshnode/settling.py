@@ -23,7 +23,7 @@ from meshnode.core.claiming import block_tag_for
 from meshnode.core.gas import GasLedger
 from meshnode.core.pay_policy import Refused
 from meshnode.errors import GasCapReached, MeshnodeError, NoChannel
-from meshnode.settlement import keys, preflight
+from meshnode.settlement import keys
 from meshnode.settlement.addresses import shown
 from meshnode.settlement.chain import Bounds, Chain, ChannelBook
 from meshnode.settlement.contracts import Authorization, Standing, typed
@@ -316,11 +316,6 @@ class Settling:
     async def outstanding(self, channel_id: bytes, payer: bytes) -> Authorization | None:
         """The deposit into a channel that was signed and can still be taken. See Depositor.outstanding."""
         return await (await self._parts()).depositor.outstanding(channel_id, payer)
-
-    async def balances(self, address: bytes) -> tuple[int, int]:
-        """What an account has: micro-USDC, and wei for fees."""
-        chain = (await self._parts()).chain
-        return await preflight.balance(chain.rpc, self._network, address), await chain.rpc.wei(address)
 
     def _done(self, outcome: Outcome) -> Outcome:
         """What was just done is followed at once."""

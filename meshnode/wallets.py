@@ -268,7 +268,7 @@ class Wallets:
 
         Raises NoWallet, SettingsError for endpoints that will not do, ChainUnreachable, ChainDisagrees, WrongNetwork.
         """
-        from meshnode.settlement import addresses, contracts, networks
+        from meshnode.settlement import addresses, networks, preflight
         from meshnode.settlement.rpc import RpcPair
 
         address, voucher = self.address(), self.voucher_address()
@@ -279,8 +279,7 @@ class Wallets:
             await networks.checked(network, pair)
             micros = 0
             if address is not None:
-                question = contracts.token_question("balanceOf", addresses.parse(address))
-                micros = int(contracts.token_answer("balanceOf", await pair.call(network.token, question)))
+                micros = await preflight.balance(pair, network, addresses.parse(address))
             wei = 0 if voucher is None else await pair.wei(addresses.parse(voucher))
         finally:
             await pair.close()

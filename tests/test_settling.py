@@ -47,8 +47,8 @@ async def test_a_channel_lives_from_its_deposit_to_its_end(stage: Stage) -> None
     for side in (payer, provider):
         await side.settling.turn()
         assert (await on_chain(stage, side, channel)).state == "closed"
-    assert await payer.settling.balances(payer.fund.address) == (1_900_000, 0)
-    assert (await provider.settling.balances(provider.fund.address))[0] == 100_000
+    assert stage.contracts.balance(shown(payer.fund.address)) == 1_900_000
+    assert stage.contracts.balance(shown(provider.fund.address)) == 100_000
     facts = await provider.settling.facts()
     assert [one["purpose"] for one in facts["transactions"]] == ["refund", "claim"]
     assert {one["state"] for one in facts["transactions"]} == {"final"} and facts["gas_reserved_micros"] == 0
@@ -167,7 +167,7 @@ async def test_a_channel_that_is_not_in_the_book(stage: Stage) -> None:
         await payer.settling.withdraw(bytes(32))
     gone = await stage.side("gone", urls=("http://127.0.0.1:9",))
     with pytest.raises(ChainUnreachable):
-        await gone.settling.balances(bytes(20))
+        await gone.settling.look_at(bytes(32))
 
 
 async def test_a_channel_that_a_payer_names_comes_into_the_book_only_with_money_in_it(stage: Stage) -> None:

@@ -270,7 +270,7 @@ class FakePair:
     def __init__(self, asked: list[Any]) -> None:
         self.asked = asked
 
-    async def call(self, target: bytes, data: bytes) -> bytes:
+    async def call(self, target: bytes, data: bytes, *, block: int | None = None) -> bytes:
         self.asked.append((target, data[-20:]))
         return (1_500_000).to_bytes(32, "big")
 

@@ -11,7 +11,6 @@ import re
 from meshnode.settlement.keccak import keccak256
 
 ADDRESS_BYTES = 20
-ZERO = bytes(ADDRESS_BYTES)
 
 _TEXT = re.compile(r"0[xX][0-9a-fA-F]{40}")
 _DELEGATION = b"\xef\x01\x00"

@@ -28,7 +28,6 @@ FEE_ORACLE_ABI = (
 )
 WATCHED = ("Deposited", "Claimed", "Refunded", "WithdrawInitiated", "WithdrawFinalized")
 """Events that change what a channel is worth."""
-MOST_AMOUNT = (1 << 128) - 1
 
 EventName = Literal["Deposited", "Claimed", "Refunded", "WithdrawInitiated", "WithdrawFinalized"]
 
