@@ -186,6 +186,8 @@ class Story:
         """The payer asks the one that died again. First it hands over the voucher that was lost with it, then it hears
         what it was charged; now all books say the same.
         """
+        # Only where both are known, one that is left is the one that was not stopped.
+        self.eventually(lambda: hosts_of(self.client.running).get("demo") == 2, "both are found", FOUND_S)
         self.other.home.stop()
         self.eventually(lambda: hosts_of(self.client.running).get("demo") == 1, "one is left", FOUND_S)
         self._answer(SHORT)
