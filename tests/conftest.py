@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import pytest
 from meshnode.config import find_places
 from meshnode.engine.provision import ensure
 from tests.loopback import LOOPBACK_ONLY
+from tests.turns import turn
 
 START_LIMIT_S = 60
 ONE_AFTER_ANOTHER = ("e2e lab bench", "console")
@@ -36,6 +37,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """The Python EVM that some tests use raises the limit of recursion; nodes have the usual one, and so do tests."""
     if "contracts" not in item.path.parts:
         sys.setrecursionlimit(DEEPEST)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """A test that is marked `alone` runs when no other worker runs one."""
+    with turn(alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 @pytest.hookimpl(optionalhook=True)

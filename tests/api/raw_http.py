@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-DEADLINE_S = 10
+DEADLINE_S = 20
 
 
 @dataclass

@@ -24,6 +24,7 @@ def run() -> Run:
     return Run("console", quick=True, machine={})
 
 
+@pytest.mark.alone
 def test_status_and_loop(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(console, "WATCHERS", 3)
     monkeypatch.setattr(console, "MEMBERS", 40)
@@ -86,6 +87,7 @@ def test_the_cost_of_a_page_is_that_of_its_work(run: Run) -> None:
 
 
 @in_a_browser
+@pytest.mark.alone
 def test_paint_and_weight(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     class Node:
         """A node of which only the page is real."""

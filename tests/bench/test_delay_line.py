@@ -53,6 +53,7 @@ def test_without_delay_a_round_trip_costs_little() -> None:
     assert statistics.median(trips_s(LineShape(), 300)) < 0.002
 
 
+@pytest.mark.alone
 def test_the_handshake_counts() -> None:
     begun = time.monotonic()
     with connected(LineShape(delay_s=0.05)):
@@ -80,6 +81,7 @@ def test_a_stream_comes_whole_and_ends(shape: LineShape) -> None:
         assert client.recv(100) == b"still open"
 
 
+@pytest.mark.alone
 def test_a_rate_is_kept() -> None:
     with connected(LineShape(rate_bytes_per_s=4e6, queue_bytes=1 << 30)) as (client, server):
         sender = threading.Thread(target=client.sendall, args=(bytes(2_000_000),))

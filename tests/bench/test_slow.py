@@ -59,6 +59,7 @@ def test_all_events_of_all_streams_are_counted(serve: Callable[..., int]) -> Non
     assert 0.1 < outcome.wall_s < 5
 
 
+@pytest.mark.alone
 def test_a_silence_within_a_stream_shows(serve: Callable[..., int]) -> None:
     def answer(link: socket.socket) -> None:
         link.sendall(b"HTTP/1.1 200 OK\r\n\r\n" + EVENT[:4])

@@ -48,6 +48,7 @@ def test_a_comparison_is_the_median_of_pairs(run: Run) -> None:
     assert split.token_s(answers(10, 20, 50)) == 0.05
 
 
+@pytest.mark.alone
 @pytest.mark.engine
 @namespaces
 def test_a_pipeline_says_what_it_is(engine_bin: Path) -> None:
@@ -63,6 +64,7 @@ def test_a_pipeline_says_what_it_is(engine_bin: Path) -> None:
         assert pipeline.llama().decode(12).text.startswith("1, 2, 3")
 
 
+@pytest.mark.alone
 @pytest.mark.engine
 @namespaces
 def test_delays_beside_stock(engine_bin: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

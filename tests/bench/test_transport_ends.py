@@ -22,9 +22,10 @@ def test_jobs(way: str) -> None:
         assert ends.run("bulk", size=1000)["wall_s"] > 0
 
 
+@pytest.mark.alone
 def test_a_reader_that_stops_holds_the_sender() -> None:
     with Ends("fast", 1452) as ends:
-        outcome = ends.run("stopped", stop_s=1.5, size=4 << 20, count=20)
+        outcome = ends.run("stopped", stop_s=3.0, size=4 << 20, count=20)
     assert outcome["accepted"] == 4 << 20
     assert len(outcome["trips_s"]) == 18
     assert set(outcome["growth"]) == {"server", "client"}

@@ -104,7 +104,7 @@ def open_console(browser: Any, request: pytest.FixtureRequest) -> Iterator[OpenC
             stack.callback(context.close)
             context.add_init_script(TELL_OF_VIOLATIONS)
             page = context.new_page()
-            page.set_default_timeout(10_000)
+            page.set_default_timeout(30_000)
             found = Faults(page)
             faults.append(found)
             page.expected = found.expected

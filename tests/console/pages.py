@@ -9,9 +9,9 @@ from typing import Any
 from tests.conftest import NodeProcess
 
 
-def wait_until_live(page: Any, view: str, *, timeout_s: float = 10) -> None:
-    """Return when the page has the status of the node and shows the view."""
-    shown = f"body[data-connection=live] .view-{view} > :nth-child(2):not(.loading)"
+def wait_until_live(page: Any, view: str, *, timeout_s: float = 30) -> None:
+    """Return when the page has the status of the node, shows the view, and nothing in it is still being read."""
+    shown = f"body[data-connection=live] .view-{view}:not(:has(.loading)) > :nth-child(2)"
     page.wait_for_selector(shown, state="attached", timeout=timeout_s * 1000)
 
 

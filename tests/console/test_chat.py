@@ -19,7 +19,7 @@ from tests.console.pages import overflows
 from tests.e2e.meshes import SMALL, invite_for, until_hosts
 
 pytestmark = pytest.mark.engine
-LIMIT_S = 15
+LIMIT_S = 30
 
 
 def until(page: Any, condition: str, argument: Any = None) -> None:
@@ -109,6 +109,7 @@ def test_an_answer_with_what_is_known_of_it(open_console: Any, demo_server: Node
     assert page.get_by_label("Your message").evaluate("(field) => field === document.activeElement")
 
 
+@pytest.mark.alone
 def test_stop_keeps_what_came_and_frees_the_engine(open_console: Any, demo_server: NodeProcess) -> None:
     page = open_console(demo_server, "chat")
     with slowed(demo_server):

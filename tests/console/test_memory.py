@@ -148,7 +148,7 @@ def test_other_machines_are_listed_as_they_state_it(fake, open_console) -> None:
     ],
 )
 def test_a_node_that_knows_nothing_yet_says_so(fake, open_console, members, words) -> None:
-    page = open_console(fake(a_status(**members)), "memory")
+    page = open_console(fake(a_status(**members)), "memory", wait=False)
     page.get_by_text(words).wait_for()
 
 

@@ -130,6 +130,7 @@ async def test_odd_values_neither_hang_nor_crash_the_engine(changes: dict[str, A
     assert reply.json.get("choices") or reply.error["message"]
 
 
+@pytest.mark.alone
 async def test_prompt_of_20_megabytes(port: int) -> None:
     body = body_of(messages=[{"role": "user", "content": "count from 1 to 20, " * 1_000_000}])
     assert len(body) > 20_000_000
@@ -212,6 +213,7 @@ async def test_expect_continue_and_chunks(port: int) -> None:
 # --- slow and many --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 async def test_half_open_connections_cost_nobody_anything(port: int) -> None:
     body = body_of()
     partial = [
@@ -230,6 +232,7 @@ async def test_half_open_connections_cost_nobody_anything(port: int) -> None:
             assert time.monotonic() - begun < OTHERS_WAIT_AT_MOST_S
 
 
+@pytest.mark.alone
 async def test_slow_sender_is_answered_when_it_is_done(port: int) -> None:
     body = body_of()
     async with await Connection.open(port) as slow:
@@ -240,6 +243,7 @@ async def test_slow_sender_is_answered_when_it_is_done(port: int) -> None:
         assert (await slow.reply()).status == 200
 
 
+@pytest.mark.alone
 async def test_readers_that_never_read(port: int) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(20):

@@ -18,7 +18,7 @@ import pytest
 from tests.conftest import NodeProcess, StartNode
 from tests.e2e.waiting import eventually
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 FREE_WITHIN_S = 1.0
 ENDLESS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from bench.figures import quantile
 from tests.conftest import NodeProcess, StartNode
 from tests.e2e.meshes import SMALL, invite_for, until_hosts
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 STREAMS = 40
 LAST = 200

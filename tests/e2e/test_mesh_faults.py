@@ -24,7 +24,7 @@ from tests.e2e.relayed import invite_through, relay_to, why_not
 from tests.e2e.waiting import eventually
 from tests.lab.udp_relay import Faults, UdpRelay
 
-pytestmark = [pytest.mark.engine, pytest.mark.skipif(bool(why_not()), reason=why_not())]
+pytestmark = [pytest.mark.engine, pytest.mark.alone, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 LAST = 120
 STREAMS = 4

@@ -43,6 +43,8 @@ from tests.lab.paying_ends import (
 )
 
 KILLS, TOKENS, SEED = 50, 10_000, 7
+MORE = 500
+"""Tokens that are asked for when all came and too few were killed: how many are depends on the machine's speed."""
 WINDOW_MICROS = charge(PRICE, TOKENS_IN, AHEAD_TOKENS + EVERY_TOKENS)
 """What one interruption may cost one side."""
 LIMIT_S = 60.0
@@ -116,13 +118,15 @@ class Side:
 
 @dataclass
 class Run:
-    """Both processes, started again whenever one was killed, until the payer has its tokens."""
+    """Both processes, started again whenever one was killed, until the payer has its tokens and enough were killed."""
 
     folder: Path
     chance: random.Random
     kills: dict[str, int] = field(default_factory=lambda: {"payer": 0, "provider": 0})
     requests: list[int] = field(default_factory=list)
     """The tokens that came of each."""
+    killed_at: int = 0
+    """How many there were at the last kill."""
 
     @property
     def tokens(self) -> int:
@@ -133,14 +137,14 @@ class Run:
         """A process. As long as there is somebody to be killed, it kills itself at some point, or is killed some time
         after its start, wherever it is then.
         """
-        goes_on = sum(self.kills.values()) >= KILLS
+        goes_on = self.are_enough()
         is_hit = not goes_on and self.chance.random() < 0.3
         last = 0 if goes_on or is_hit else self.chance.randint(2, 55)
         after_s = self.chance.uniform(0.02, 0.4) if is_hit else None
         words: tuple[object, ...] = (self.folder, self.folder / "socket", last)
         if who == "provider":
             return Side(paying_ends.provide, words, after_s)
-        return Side(paying_ends.pay, (*words, TOKENS - self.tokens), after_s)
+        return Side(paying_ends.pay, (*words, max(TOKENS - self.tokens, MORE)), after_s)
 
     def go(self) -> None:
         """From the first token to the last."""
@@ -151,23 +155,32 @@ class Run:
                 assert time.monotonic() < ends_at, f"{self.tokens} tokens after {self.kills} kills"
                 self.read(payer)
                 if provider.was_killed():
-                    self.kills["provider"] += 1
+                    self.count("provider")
                     provider = self.start("provider")
-                if payer.has_ended():
-                    break
-                if payer.was_killed():
+                has_ended = payer.has_ended()
+                if has_ended or payer.was_killed():
                     while self.read(payer):
                         pass
-                    self.kills["payer"] += 1
+                    if has_ended and self.are_enough() and len(self.requests) >= self.killed_at + LATER:
+                        break
+                    if not has_ended:
+                        self.count("payer")
                     payer = self.start("payer")
-            while self.read(payer):
-                pass
             provider.process.terminate()
             provider.process.join(10)
             assert provider.has_ended()
         finally:
             provider.end()
             payer.end()
+
+    def count(self, who: str) -> None:
+        """One of them was killed."""
+        self.kills[who] += 1
+        self.killed_at = len(self.requests)
+
+    def are_enough(self) -> bool:
+        """Whether so many were killed as must be."""
+        return sum(self.kills.values()) >= KILLS
 
     def read(self, payer: Side) -> bool:
         """Take what the payer has told so far; waits a moment for it."""

@@ -153,6 +153,7 @@ async def test_refusals(founder: NodeProcess, token: str) -> None:
 # --- leaving early --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 async def test_a_loop_that_is_left_frees_the_slot(patient: NodeProcess) -> None:
     async with joined(invite_for(patient, 1)) as mesh:
         for _ in range(3):
@@ -175,6 +176,7 @@ async def test_a_loop_that_is_left_frees_the_slot(patient: NodeProcess) -> None:
         assert time.monotonic() - left_at < 1
 
 
+@pytest.mark.alone
 async def test_a_client_that_ends_takes_its_answers_along(patient: NodeProcess) -> None:
     async with joined(invite_for(patient, 1)) as mesh:
         pieces = aiter(mesh.chat(LONG_QUESTION, **ENDLESS))

@@ -15,7 +15,7 @@ from tests.conftest import NodeProcess, StartNode
 from tests.e2e.meshes import SMALL, invite_of, until_hosts
 from tests.e2e.waiting import eventually
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.alone]
 
 STREAMS = 8
 LAST = 200

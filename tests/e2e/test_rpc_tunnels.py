@@ -165,6 +165,7 @@ async def test_a_split_answers_as_one_machine_does(
         assert made.lost == []
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("number", "limit_s"), [(signal.SIGKILL, 1.0), (signal.SIGSTOP, 3.0)])
 @pytest.mark.parametrize("stage", [0, 1])
 async def test_llama_server_ends_in_time_when_an_rpc_server_does_or_stalls(

@@ -87,6 +87,7 @@ def ask_openai(node: NodeProcess, heard: Heard, take: Take) -> None:
     heard.ended = True
 
 
+@pytest.mark.alone
 def test_the_plan_is_explained_first(mesh: SplitMesh, model: str) -> None:
     def planned() -> str:
         status, words = mesh.command("host", "plan", model)

@@ -190,6 +190,7 @@ def test_a_worker_that_leaves_is_replaced_first(whole: SplitMesh) -> None:
     assert set(whole.workers()) == set(WORKERS) - {leaving}
 
 
+@pytest.mark.alone
 def test_without_machines_it_waits_for_one(whole: SplitMesh) -> None:
     """Two of three workers go: the model is not given up, and a caller hears words. When one is back it is too."""
     gone = whole.workers()

@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 EVERY_S = 0.01
 
 
-def eventually(check: Callable[[], Value], within_s: float = 10.0) -> Value:
+def eventually(check: Callable[[], Value], within_s: float = 20.0) -> Value:
     """The first true value of `check`; fails the test with its last value when `within_s` seconds have passed."""
     deadline = time.monotonic() + within_s
     while True:

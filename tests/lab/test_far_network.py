@@ -117,6 +117,7 @@ def test_a_share_is_lost(network: FarNetwork) -> None:
         assert 100 <= hears(network, b, a, "b", 200) <= 175
 
 
+@pytest.mark.alone
 def test_a_rate_is_kept(network: FarNetwork) -> None:
     network.shape("a", "b", LineShape(rate_bytes_per_s=100_000))
     with closing(udp(network, "a")) as a, closing(udp(network, "b")) as b:

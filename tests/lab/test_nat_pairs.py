@@ -15,7 +15,7 @@ import pytest
 from tests.lab.nat_lab import TYPES, why_no_mapping, why_not
 from tests.lab.nat_mesh import Meeting, NatMesh, meet
 
-pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not())
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 USABLE_S = 0.3
 DIRECT_S = {"cone": 0.5, "mixed": 10.0}

@@ -32,6 +32,7 @@ async function change(act) {
     };
   });
   act(transaction.objectStore("entries"), transaction.objectStore("conversations"));
+  transaction.commit(); // left to itself it commits a turn later, and a page that is reloaded before loses it
   return ended;
 }
 
