@@ -80,9 +80,12 @@ contract PaymentChannels {
         uint128 totalClaimed;
     }
 
-    struct Withdrawal {
+    /// Money on its way back to the payer: the exit that the payer began, and how many refunds the receiver has signed.
+    /// Both are looked at with every refund, so they share a slot.
+    struct Return {
         uint128 amount;
         uint40 initiatedAt;
+        uint88 refunds;
     }
 
     struct Earnings {
@@ -136,8 +139,7 @@ contract PaymentChannels {
     uint256 private constant HALF_ORDER = 0x7FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFF5D576E7357A4501DDFE92F46681B20A0;
 
     mapping(bytes32 channelId => Channel) public channels;
-    mapping(bytes32 channelId => Withdrawal) public pendingWithdrawals;
-    mapping(bytes32 channelId => uint256) public refundNonce;
+    mapping(bytes32 channelId => Return) private goingBack;
     mapping(address receiver => mapping(address token => Earnings)) public receivers;
 
     bool private transient busy;
@@ -224,9 +226,11 @@ contract PaymentChannels {
         Channel storage channel = channels[channelId];
         if (amount == 0) revert InvalidAmount();
         if (amount > channel.balance - channel.totalClaimed) revert AboveBalance(channelId);
-        if (pendingWithdrawals[channelId].amount != 0) revert WithdrawalPending();
+        Return storage exit = goingBack[channelId];
+        if (exit.amount != 0) revert WithdrawalPending();
         uint40 now_ = uint40(block.timestamp);
-        pendingWithdrawals[channelId] = Withdrawal(amount, now_);
+        exit.amount = amount;
+        exit.initiatedAt = now_;
         emit WithdrawInitiated(channelId, amount, now_ + config.withdrawDelay);
     }
 
@@ -234,12 +238,14 @@ contract PaymentChannels {
     function finalizeWithdraw(ChannelConfig calldata config) external alone {
         if (msg.sender != config.payer && msg.sender != config.payerAuthorizer) revert NotAParty();
         bytes32 channelId = getChannelId(config);
-        Withdrawal memory pending = pendingWithdrawals[channelId];
-        if (pending.amount == 0) revert NoWithdrawal();
-        uint256 finalizeAfter = uint256(pending.initiatedAt) + config.withdrawDelay;
+        Return storage exit = goingBack[channelId];
+        uint128 amount = exit.amount;
+        if (amount == 0) revert NoWithdrawal();
+        uint256 finalizeAfter = uint256(exit.initiatedAt) + config.withdrawDelay;
         if (block.timestamp < finalizeAfter) revert TooEarly(finalizeAfter);
-        delete pendingWithdrawals[channelId];
-        uint128 amount = _takeOut(config, channelId, pending.amount);
+        exit.amount = 0;
+        exit.initiatedAt = 0;
+        amount = _takeOut(config, channelId, amount);
         emit WithdrawFinalized(channelId, msg.sender, amount);
         if (amount != 0) Payment.send(config.token, config.payer, amount);
     }
@@ -258,11 +264,11 @@ contract PaymentChannels {
         bytes calldata receiverAuthorizerSignature
     ) external alone {
         bytes32 channelId = getChannelId(config);
-        uint256 expected = refundNonce[channelId];
+        uint88 expected = goingBack[channelId].refunds;
         if (nonce != expected) revert WrongNonce(expected);
         bytes32 digest = getRefundDigest(channelId, nonce, amount);
         if (!_isSignedBy(config.receiverAuthorizer, digest, receiverAuthorizerSignature)) revert InvalidSignature();
-        refundNonce[channelId] = expected + 1;
+        goingBack[channelId].refunds = expected + 1;
         _refund(config, channelId, amount);
     }
 
@@ -283,6 +289,14 @@ contract PaymentChannels {
     }
 
     // --------------------------------------------------------------------------------------------------- reading
+
+    function pendingWithdrawals(bytes32 channelId) external view returns (uint128 amount, uint40 initiatedAt) {
+        return (goingBack[channelId].amount, goingBack[channelId].initiatedAt);
+    }
+
+    function refundNonce(bytes32 channelId) external view returns (uint256) {
+        return goingBack[channelId].refunds;
+    }
 
     function getChannelId(ChannelConfig calldata config) public view returns (bytes32) {
         return _channelId(_domain(), config);
@@ -354,9 +368,10 @@ contract PaymentChannels {
         channel.balance -= amount;
         left -= amount;
         // An exit under way cannot stay larger than what there is.
-        if (pendingWithdrawals[channelId].amount > left) {
-            if (left == 0) delete pendingWithdrawals[channelId];
-            else pendingWithdrawals[channelId].amount = left;
+        Return storage exit = goingBack[channelId];
+        if (exit.amount > left) {
+            exit.amount = left;
+            if (left == 0) exit.initiatedAt = 0;
         }
         if (left == 0) emit ChannelClosed(channelId, config);
         return amount;

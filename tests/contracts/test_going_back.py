@@ -157,6 +157,25 @@ def test_anyone_brings_a_refund_that_the_authorizer_signed_once(parties: Parties
     assert parties.call("refundNonce", parties.channel_id(config)).call() == 2
 
 
+@pytest.mark.parametrize("end", ["finalized", "drained"])
+def test_exits_and_signed_refunds_leave_each_other_alone(parties: Parties, end: str) -> None:
+    """They share a slot of storage: no end of an exit makes a used refund good again."""
+    config = parties.opened(parties.config(), 1000)
+    receipt = parties.send(PAYER, parties.call("initiateWithdraw", config, 300))
+    started = parties.contracts.web3.eth.get_block(receipt["blockNumber"])["timestamp"]
+    used = parties.call("refundWithSignature", config, 400, 0, parties.refund_signature(config, 400, 0))
+    parties.send(STRANGER, used)
+    channel = parties.channel_id(config)
+    assert parties.call("pendingWithdrawals", channel).call() == [300, started]
+    if end == "finalized":
+        parties.travel(DAY_S)
+        parties.send(PAYER, parties.call("finalizeWithdraw", config))
+    else:
+        parties.send(RECEIVER, parties.call("refund", config, 600))
+    assert parties.call("pendingWithdrawals", channel).call() == [0, 0]
+    assert parties.call("refundNonce", channel).call() == 1 and reason(used) == "WrongNonce"
+
+
 def test_a_signed_refund_is_exactly_that_refund(parties: Parties) -> None:
     config = parties.opened(parties.config(), 1000)
     other = parties.opened(parties.config(salt=1), 1000)
