@@ -354,14 +354,36 @@ def test_another_tab_sees_what_is_kept(page: Any, node: FakeChat) -> None:
     other.close()
 
 
-def test_a_page_that_closes_keeps_the_beginning(page: Any, node: FakeChat) -> None:
+def begun(page: Any, node: FakeChat) -> None:
+    """An answer that will not go on."""
     node.scripts = [[chunk("a beginning"), threading.Event()]]
     ask(page, "go")
     until_text(page, "a beginning")
-    page.wait_for_timeout(3300)  # it is kept every three seconds
+
+
+def test_a_page_that_closes_keeps_the_beginning(page: Any, node: FakeChat) -> None:
+    begun(page, node)
     page.reload()
     until_text(page, "a beginning")
     page.get_by_text("page was closed").wait_for()
+
+
+def test_a_page_that_crashes_has_kept_the_beginning(page: Any, node: FakeChat) -> None:
+    begun(page, node)
+    until(
+        page,
+        """async () => {
+      const { loadAll } = await import("/chat/storage.js");
+      return (await loadAll()).some(({ messages }) => messages.length === 2);
+    }""",
+    )
+    address, context = page.url, page.context
+    with pytest.raises(Exception, match="crash"):
+        page.goto("chrome://crash")
+    other = context.new_page()
+    other.goto(address)
+    until_text(other, "a beginning")
+    other.get_by_text("page was closed").wait_for()
 
 
 def test_a_full_store_is_told(page: Any, node: FakeChat) -> None:

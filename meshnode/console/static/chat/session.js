@@ -16,6 +16,11 @@ const KEEP_MS = 3000;
 const MODEL = "meshnode.chat.model";
 const CUT_OFF = { code: "page-closed", message: "The page was closed before the answer was complete", fix: "" };
 
+// Leaving the page ends its answers like a lost connection does, and there is still time to keep them.
+let leaving = false;
+addEventListener("pagehide", () => (leaving = true));
+addEventListener("pageshow", () => (leaving = false));
+
 /** Conversations without their messages, newest first; null before they were read. */
 export const entries = signal(null);
 /** The conversation that is open. */
@@ -223,7 +228,7 @@ async function answer(asked) {
       soon();
     });
   } catch (reason) {
-    error = reason.code ? errorOf(reason) : LOST;
+    error = reason.code ? errorOf(reason) : leaving ? CUT_OFF : LOST;
   }
   timers.forEach(clearInterval);
   cancelAnimationFrame(frame);
