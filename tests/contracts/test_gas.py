@@ -98,7 +98,7 @@ def test_a_batch_of_25_costs_little_per_channel(gas: dict[str, int], together: s
 
 
 def test_the_life_of_a_channel_costs_less_than_five_single_payments(gas: dict[str, int]) -> None:
-    """The dearest one: the first channel of a receiver that was never paid, ended by a refund that somebody else sends."""
+    """The dearest: the first one of a receiver that was never paid, ended by a refund that somebody else sends."""
     assert gas["deposit"] + gas["claim_1_fresh"] + gas["settle_fresh"] + gas["refund_with_signature"] < LIFE_MOST
 
 
