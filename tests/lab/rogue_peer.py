@@ -181,6 +181,12 @@ async def rogue(folder: Path, identity: Identity | None = None) -> AsyncIterator
         await peer.endpoint.close()
 
 
+async def type_of(stream: MeshStream) -> int:
+    """What a stream that the node opened is for."""
+    async with asyncio.timeout(LIMIT_S):
+        return (await stream.read_exactly(1))[0]
+
+
 async def reset_code(stream: MeshStream) -> int:
     """The code with which the node resets a stream."""
     async with asyncio.timeout(LIMIT_S):
