@@ -8,6 +8,7 @@ paused or told to stop in the middle of a stream.
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
 import time
@@ -161,6 +162,8 @@ def replica(mended: Line, start_node: StartNode) -> Iterator[NodeProcess]:
     node = start_node("--join", invite_through(mended.server, mended.relay), "--model", "demo", environment=environment)
     # By its id, as one that has just gone may still be listed.
     eventually(lambda: short_id(node) in ready_hosts(mended.asker), within_s=20)
+    # Of whom it is only told counts as far, and all streams would run on the other.
+    eventually(lambda: rtt_ms_of(node, mended.asker) < rtt_ms_of(mended.server, mended.asker), within_s=20)
     yield node
     mended.relay.faults = Faults()
     with suppress(ProcessLookupError):
@@ -183,6 +186,13 @@ def state_of(node: NodeProcess, seen_by: NodeProcess) -> str:
     """In which state one node sees another."""
     own = short_id(node)
     return next((peer["state"] for peer in mesh_of(seen_by)["peers"] if peer["short"] == own), "unknown")
+
+
+def rtt_ms_of(node: NodeProcess, seen_by: NodeProcess) -> float:
+    """How far one node is by what another has measured; endlessly far before it has."""
+    own = short_id(node)
+    found = [peer["rtt_ms"] for peer in mesh_of(seen_by)["peers"] if peer["short"] == own]
+    return math.inf if found in ([], [None]) else float(found[0])
 
 
 def address_of(node: NodeProcess, seen_by: NodeProcess) -> str:
